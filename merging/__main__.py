@@ -1,0 +1,165 @@
+"""The command line: check, run, methods, inspect. It turns errors into one line and exit code 2."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from merging.errors import MergeError
+from merging.figures import described, products
+from merging.merge import Progress, default_device, fetched, merge, survey
+from merging.methods import Number, methods
+from merging.plan import Plan, plan
+from merging.recipe import MAX_BYTES, Recipe
+from merging.sinks import SHARD, Folder
+
+MARKS = {"green": "ok", "amber": "note", "red": "stop"}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, or 2 for anything that the user can mend."""
+    given = _parser().parse_args(arguments)
+    try:
+        given.command(given)
+    except MergeError as error:
+        _say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _say("Stopped.")
+        return 2
+    return 0
+
+
+def check(given: argparse.Namespace) -> None:
+    """Print what the merge would do; no weights are read."""
+    decided = _plan(given)
+    _print(f"{decided.method.title} of {', '.join(s.name for s in decided.sources)}")
+    for note in decided.notes:
+        _print(f"{MARKS[note.level]:>5}  {note.text}")
+    _print(
+        f"{len(decided.steps)} tensors, {decided.size / 1e9:.3f} GB, identity {decided.identity}"
+    )
+
+
+def run(given: argparse.Namespace) -> None:
+    """Merge into a folder."""
+    decided = _plan(given)
+    for note in decided.notes:
+        if note.level != "green":
+            _say(f"{MARKS[note.level]}: {note.text}")
+    sink = Folder(given.out, replace=given.replace, shard=given.max_shard_size)
+    device = default_device() if given.device == "auto" else given.device
+    last: Progress | None = None
+    for last in merge(decided, sink, device=device):
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{last.share:4.0%} {last.stage} {last.tensor[:50]:50}")
+    tally = ", ".join(f"{count} {what}" for what, count in last.tally.items()) if last else ""
+    _print(f"{given.out}: {len(decided.steps)} tensors, {decided.size / 1e9:.3f} GB, "
+           f"identity {decided.identity}{f' ({tally})' if tally else ''}")  # fmt: skip
+
+
+def show_methods(given: argparse.Namespace) -> None:  # noqa: ARG001  # every command takes them
+    """Print names, parameters, ranges and defaults."""
+    for method in methods().values():
+        low, high = method.models
+        _print(f"{method.name}: {method.help} Takes {low} to {high} models, base {method.base}.")
+        for parameter in method.parameters:
+            control = parameter.control
+            shown = f"default {control.default:g}" if isinstance(control, Number) else (
+                f"default {str(control.default).lower()}"
+            )  # fmt: skip
+            if isinstance(control, Number):
+                shown += f", slider {control.low:g} to {control.high:g} from {control.start:g}"
+            each = "a model" if parameter.per_model else "in all"
+            _print(f"    {parameter.name} ({each}): {control.help}; {shown}")
+
+
+def inspect(given: argparse.Namespace) -> None:
+    """Print norms of the deltas and cosines between them, over all elements."""
+    decided = _plan(given)
+    here = fetched(decided)
+    try:
+        while True:
+            next(here)
+    except StopIteration as end:
+        decided = end.value
+    models = [name for name in decided.columns if name != decided.recipe.base_model]
+    grams = dict(survey(decided, products))
+    found = {
+        "whole": described(sum(grams.values(), torch.zeros(())), models),
+        "tensors": {name: described(gram, models) for name, gram in grams.items()},
+    }
+    _print(json.dumps(found, indent=None if given.json else 2))
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    path = Path(given.recipe)
+    if not path.is_file():
+        raise MergeError(f"{path} is not a file: name a recipe in mergekit's YAML.")
+    if path.stat().st_size > MAX_BYTES:
+        raise MergeError(f"{path} is larger than {MAX_BYTES // 1024} KB: that is no recipe.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MergeError(f"{path} is not text: name a recipe in mergekit's YAML.") from error
+    recipe = Recipe.from_yaml(text)
+    seed = getattr(given, "seed", None)
+    return plan(recipe if seed is None else recipe.seeded(seed))
+
+
+def _bytes(text: str) -> int:
+    """A size as `5GB`, `200MB` or a number of bytes."""
+    number, unit = text.strip().upper().rstrip("B"), 1
+    for name, factor in UNITS.items():
+        if number.endswith(name[0]):
+            number, unit = number[:-1], factor
+    try:
+        size = int(float(number) * unit)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no size: write 5GB, say")
+    return size
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m merging", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: object, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help)
+        command.set_defaults(command=function)
+        return command
+
+    recipe = "a file in mergekit's YAML"
+    add("check", check, "the plan and its notes, no weights read").add_argument(
+        "recipe", help=recipe
+    )
+    command = add("run", run, "merge into a folder")
+    command.add_argument("recipe", help=recipe)
+    command.add_argument("out", metavar="OUT_DIR", help="a folder that does not exist yet")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--seed", type=int, help="in place of the recipe's random_seed")
+    command.add_argument("--max-shard-size", type=_bytes, default=SHARD, help="such as 5GB")
+    command.add_argument("--replace", action="store_true", help="replace OUT_DIR if it exists")
+    add("methods", show_methods, "names, parameters, ranges, defaults")
+    command = add("inspect", inspect, "norms and cosines of the deltas")
+    command.add_argument("recipe", help=recipe)
+    command.add_argument("--json", action="store_true", help="on one line, for programs")
+    return parser
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(" ".join(text.split()) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

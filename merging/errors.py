@@ -1,0 +1,9 @@
+"""The one error that users may read; it knows nothing of pages, terminals or tensors."""
+
+
+class MergeError(Exception):
+    """Something the user can mend. The text is shown as it stands: what is wrong, then what to do.
+
+    Raised anywhere below the page and the CLI, turned into their form once, at the edge.
+    Any other exception is a bug.
+    """

@@ -1,0 +1,145 @@
+"""`@method` reads a function's signature once: its parameters become fields, checks and controls.
+
+It knows nothing of recipes, files or pages.
+
+A method is `combine(tensors, parameter, …, *, number, …) -> Tensor`, element-wise on any slice of
+the flattened tensors. Parameters are positional and annotated with `Number` or `Switch`; numbers of
+the whole tensor are keyword-only and come from `measure`, a generator in which
+
+    total = yield block_function        # run over fixed blocks of the tensor, results added up
+    each = yield Ordered(block_function)  # the same, but the list of results, block by block
+    return {"number": …}                # one value for all blocks, or `PerBlock([…])`
+"""
+
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from torch import Tensor
+
+Space = Literal["weights", "deltas"]
+Base = Literal["required", "unused", "first"]
+BlockFunction = Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A block function whose results are wanted one by one, in the order of the blocks."""
+
+    function: BlockFunction
+
+
+@dataclass(frozen=True)
+class PerBlock:
+    """A number that differs from block to block."""
+
+    values: Sequence[Any]
+
+
+Measure = Callable[..., Generator[BlockFunction | Ordered, Any, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number's place in recipe and page.
+
+    `default` holds where a recipe is silent (mergekit's, where it has one); `start`, `low`, `high`
+    are the page's slider; `limits` are hard, set only where the formula breaks.
+    """
+
+    help: str
+    default: float
+    start: float
+    low: float
+    high: float
+    limits: tuple[float, float] = (float("-inf"), float("inf"))
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A yes or no, with mergekit's default."""
+
+    help: str
+    default: bool
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method: `name` as in YAML, `per_model` if each model has its own."""
+
+    name: str
+    control: Number | Switch
+    per_model: bool
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method as declared. `models` is how many it takes, the base not counted."""
+
+    name: str
+    title: str
+    help: str
+    paper: str
+    space: Space
+    base: Base
+    models: tuple[int, int]
+    parameters: tuple[Parameter, ...]
+    combine: Callable[..., Tensor]
+    measure: Measure | None
+    measured: tuple[str, ...]
+    whole: bool
+    outcome: Callable[..., str] | None
+    refuse: Callable[..., str | None] | None
+
+    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """YAML names to Python's: `lambda` is `lambda_`."""
+        return {_python(p.name): values[p.name] for p in self.parameters}
+
+
+registered: dict[str, Method] = {}
+"""Filled while the sibling files are imported, read-only after."""
+
+
+def method(  # noqa: PLR0913  # a declaration: each argument is one fact about the method
+    title: str,
+    *,
+    help: str,
+    paper: str,
+    space: Space,
+    base: Base,
+    models: tuple[int, int] = (2, 3),
+    measure: Measure | None = None,
+    whole: bool = False,
+    outcome: Callable[..., str] | None = None,
+    refuse: Callable[..., str | None] | None = None,
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register `combine` under its name and give it back unchanged.
+
+    `outcome(**numbers)` names what happened to a tensor, for tallies; `refuse(**parameters)` says
+    what is wrong with a combination of values, or None. `whole` hands over shaped whole tensors.
+    """
+
+    def register(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        _, *rest = inspect.signature(combine, eval_str=True).parameters.values()
+        positional = [p for p in rest if p.kind is p.POSITIONAL_OR_KEYWORD]
+        registered[combine.__name__] = Method(
+            combine.__name__, title, help, paper, space, base, models,
+            tuple(_parameter(p) for p in positional), combine,
+            measure, tuple(inspect.signature(measure).parameters) if measure else (),
+            whole, outcome, refuse,
+        )  # fmt: skip
+        return combine
+
+    return register
+
+
+def _parameter(p: inspect.Parameter) -> Parameter:
+    if get_origin(p.annotation) is not Annotated:
+        raise TypeError(f"{p.name} needs Annotated[float, Number(…)] or Annotated[bool, Switch(…)]")
+    kind, control = get_args(p.annotation)
+    return Parameter(p.name.rstrip("_"), control, per_model=get_origin(kind) is not None)
+
+
+def _python(name: str) -> str:
+    return f"{name}_" if name == "lambda" else name

@@ -1,0 +1,379 @@
+"""What a merge will do, tensor by tensor, decided before any weight is read.
+
+It reads configs, headers and tokenizer files; whatever will be filled, skipped, tied or assumed is
+a Note that the user sees.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from merging import vocabulary
+from merging.errors import MergeError
+from merging.methods import Method, methods
+from merging.parameters import LAYER, Settings, settings
+from merging.recipe import Recipe, known_or_raise
+from merging.sources import Source, TensorInfo, open_source
+from merging.vocabulary import Vocabulary
+
+Level = Literal["green", "amber", "red"]
+
+HEADS = {"lm_head.weight": "model.embed_tokens.weight", "embed_out.weight": "embed_in.weight"}
+"""Output heads that a tied model leaves out, and the embeddings that stand in for them."""
+BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+"""Old checkpoints carry these, though the model computes them itself."""
+TEMPLATES = {
+    "chatml": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] "
+    "+ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\\n' }}{% endif %}"
+}
+
+
+@dataclass(frozen=True)
+class Note:
+    """One thing the user should know: green is fine, amber is to be looked at, red stops."""
+
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor of the merged model.
+
+    `reads` is its name in each of the plan's sources, in their order; `values` the method's
+    parameters by YAML name. `by_token`: one row a token, to be aligned. `copied`: not merged.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    reads: tuple[str, ...]
+    values: Mapping[str, Any]
+    by_token: bool
+    copied: bool
+
+    @property
+    def size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided. `sources` are the merged models in order, then the base if it has one.
+
+    `recipe` is pinned; `columns` are the models as the user wrote them.
+    """
+
+    recipe: Recipe
+    columns: tuple[str, ...]
+    method: Method
+    sources: tuple[Source, ...]
+    based: bool
+    donor: Source
+    steps: tuple[Step, ...]
+    notes: tuple[Note, ...]
+    vocabulary: Vocabulary | None
+    config: Mapping[str, Any]
+    template: str | None
+    identity: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the merged weights."""
+        return sum(step.size * step.dtype.itemsize for step in self.steps)
+
+    @property
+    def missing(self) -> int:
+        """Bytes still to be fetched."""
+        return sum(source.missing for source in self.sources)
+
+
+def plan(recipe: Recipe, sources: Mapping[str, Source] | None = None) -> Plan:
+    """Decide a merge. `sources` by the recipe's names; those not given are looked for.
+
+    Raises MergeError for anything that would stop it.
+    """
+    method = _method(recipe)
+    base, merged = _roles(recipe, method)
+    chosen = settings(recipe, method, merged)
+    names = (*merged, base) if base else merged
+    found = {name: (sources or {}).get(name) or open_source(name) for name in names}
+    for source in found.values():
+        _check_config(source, found[names[0]])
+    parents = tuple(found[name] for name in names)
+    donor = found[recipe.base_model] if recipe.base_model in found else parents[0]
+    aligned, about_tokens = _vocabulary(recipe, found, donor)
+    steps, about_tensors = _steps(recipe, chosen, parents, aligned)
+    template, about_template = _template(recipe, donor, parents)
+    pinned = recipe.renamed({name: source.name for name, source in found.items()})
+    notes = [*_overview(parents, steps, donor), *_unused(recipe, chosen, base)]
+    notes += [*about_tensors, *about_tokens, *about_template]
+    return Plan(
+        pinned, tuple(m.model for m in recipe.models), method, parents, bool(base), donor,
+        steps, tuple(notes), aligned, _config(donor, steps, aligned), template,
+        pinned.identity(f"{s.name} {s.stamp}" for s in parents),
+    )  # fmt: skip
+
+
+def with_sources(plan: Plan, sources: Sequence[Source]) -> Plan:
+    """The same plan over the same models, once they are on this machine."""
+    donor = sources[plan.sources.index(plan.donor)]
+    return replace(plan, sources=tuple(sources), donor=donor)
+
+
+def _method(recipe: Recipe) -> Method:
+    known_or_raise([recipe.merge_method], methods(), "merge methods")
+    return methods()[recipe.merge_method]
+
+
+def _roles(recipe: Recipe, method: Method) -> tuple[str | None, tuple[str, ...]]:
+    """The base if the method works on deltas, and the models that are merged, in order."""
+    listed = [m.model for m in recipe.models]
+    twice = [name for name in listed if listed.count(name) > 1]
+    if twice and method.base != "unused":
+        raise MergeError(f"{twice[0]} is listed twice: choose another model for one of the two.")
+    base = recipe.base_model if method.base == "required" else None
+    if method.base == "required" and not base:
+        raise MergeError(
+            f"{method.title} merges changes to a common base: add `base_model: …`, "
+            "or choose SLERP or Linear."
+        )
+    if method.base == "first" and recipe.base_model in listed:
+        listed.sort(key=lambda name: name != recipe.base_model)
+    merged = tuple(name for name in listed if name != base)
+    low, high = method.models
+    if not low <= len(merged) <= high:
+        count = f"{low}" if low == high else f"{low} to {high}"
+        raise MergeError(
+            f"{method.title} takes {count} models{' beside the base' if base else ''}, and the "
+            f"recipe has {len(merged)}: "
+            + ("add one." if len(merged) < low else "remove one, or choose another method.")
+        )
+    return base, merged
+
+
+def _check_config(source: Source, first: Source) -> None:
+    if "quantization_config" in source.config:
+        raise MergeError(
+            f"{source.name} is quantised, and its deltas would be noise: "
+            "choose the model in bf16 or fp16."
+        )
+    kinds = [_kind(s) for s in (source, first)]
+    if kinds[0] != kinds[1]:
+        raise MergeError(
+            f"{first.name} is a {kinds[1]} and {source.name} a {kinds[0]}: "
+            "choose models of one family, best fine-tunes of one base."
+        )
+
+
+def _kind(source: Source) -> str:
+    architectures = source.config.get("architectures") or []
+    kind = architectures[0] if architectures else source.config.get("model_type")
+    if not isinstance(kind, str):
+        raise MergeError(f"{source.name}: its config.json names no architecture: choose another.")
+    return kind
+
+
+def _steps(
+    recipe: Recipe, chosen: Settings, parents: Sequence[Source], aligned: Vocabulary | None
+) -> tuple[tuple[Step, ...], list[Note]]:
+    names = _names(parents)
+    layers = 1 + max((int(m[1]) for n in names if (m := LAYER.search(n))), default=0)
+    steps = []
+    for name, reads in names.items():
+        infos = [p.tensors[read] for p, read in zip(parents, reads, strict=True)]
+        by_token = _by_token(name, infos, parents, aligned)
+        _check_shapes(name, infos, parents, by_token)
+        shape = (aligned.size, *infos[0].shape[1:]) if by_token and aligned else infos[0].shape
+        copied = not all(info.dtype.is_floating_point for info in infos)
+        dtype = infos[0].dtype if copied else _dtype(recipe, infos)
+        values = {} if copied else chosen.at(name, layers)
+        steps.append(Step(name, shape, dtype, reads, values, by_token, copied))
+    return tuple(steps), _untied(names)
+
+
+def _names(parents: Sequence[Source]) -> dict[str, tuple[str, ...]]:
+    """Every tensor of the merged model, and what it is called in each parent."""
+    have = [{n for n in p.tensors if not n.endswith(BUFFERS)} for p in parents]
+    names: dict[str, tuple[str, ...]] = {}
+    for name in sorted(set().union(*have), key=_by_layer):
+        reads = []
+        for parent, own in zip(parents, have, strict=True):
+            read = name if name in own else HEADS.get(name, "")
+            if read not in own:
+                there = next(p for p, o in zip(parents, have, strict=True) if name in o)
+                count = len(set().union(*have) - own)
+                raise MergeError(
+                    f"`{name}` is in {there.name} and not in {parent.name}"
+                    f"{f', as are {count - 1} more tensors' if count > 1 else ''}: "
+                    "choose models with the same layers, or fetch the model again."
+                )
+            reads.append(read)
+        names[name] = tuple(reads)
+    return names
+
+
+def _by_layer(name: str) -> tuple[int, str]:
+    match = LAYER.search(name)
+    return (int(match[1]) if match else -1, name)
+
+
+def _untied(names: Mapping[str, tuple[str, ...]]) -> list[Note]:
+    mixed = [name for name, reads in names.items() if name in HEADS and set(reads) - {name}]
+    return [
+        Note("amber", f"Some parents tie `{name}` to the embeddings and some do not: "
+             "the merged model keeps them apart.")
+        for name in mixed
+    ]  # fmt: skip
+
+
+def _by_token(
+    name: str, infos: Sequence[TensorInfo], parents: Sequence[Source], aligned: Vocabulary | None
+) -> bool:
+    if aligned is None or not vocabulary.ROWS.search(name) or not infos[0].shape:
+        return False
+    return all(info.shape[0] == _rows(p) for info, p in zip(infos, parents, strict=True))
+
+
+def _check_shapes(
+    name: str, infos: Sequence[TensorInfo], parents: Sequence[Source], by_token: bool
+) -> None:
+    skip = 1 if by_token else 0
+    for info, parent in zip(infos, parents, strict=True):
+        if info.shape[skip:] != infos[0].shape[skip:]:
+            shapes = [" × ".join(map(str, i.shape)) or "a scalar" for i in (infos[0], info)]
+            raise MergeError(
+                f"`{name}` is {shapes[0]} in {parents[0].name} and {shapes[1]} in {parent.name}: "
+                "choose models of the same size."
+            )
+
+
+def _dtype(recipe: Recipe, infos: Sequence[TensorInfo]) -> torch.dtype:
+    if written := recipe.out_dtype or recipe.dtype:
+        chosen: torch.dtype = getattr(torch, written)
+        return chosen
+    promoted = infos[0].dtype
+    for info in infos[1:]:
+        promoted = torch.promote_types(promoted, info.dtype)
+    return promoted
+
+
+def _rows(source: Source) -> int:
+    """How many rows the model's embeddings have."""
+    found = [i.shape[0] for n, i in source.tensors.items() if vocabulary.ROWS.search(n) and i.shape]
+    return max(found, default=0)
+
+
+def _vocabulary(
+    recipe: Recipe, found: Mapping[str, Source], donor: Source
+) -> tuple[Vocabulary | None, list[Note]]:
+    source = recipe.tokenizer_source
+    if source not in (None, "union", "base", *found):
+        raise MergeError(
+            f"`tokenizer_source: {source}` is none of union, base, {', '.join(found)}: "
+            "name one of them."
+        )
+    parents = {s.name: s for s in found.values()}
+    sizes = {name: _rows(s) for name, s in parents.items()}
+    loaded = {name: vocabulary.load(s.folder, name) for name, s in parents.items()}
+    tokenizers = {name: t for name, t in loaded.items() if t is not None}
+    lacking = [name for name in parents if name not in tokenizers]
+    if lacking:
+        if len(set(sizes.values())) > 1 or source is not None:
+            raise MergeError(
+                f"{lacking[0]} has no tokenizer.json, by which tokens could be matched: "
+                "choose a model with a fast tokenizer."
+            )
+        return None, [Note("amber", f"{lacking[0]} has no tokenizer.json: rows pair by number.")]
+    alike = vocabulary.same(list(tokenizers.values()))
+    if alike and len(set(sizes.values())) == 1:
+        return None, [Note("green", f"Same vocabulary · {next(iter(sizes.values())):,} rows")]
+    chosen = found[source] if source in found else donor
+    union = source in (None, "union")
+    aligned = vocabulary.align(tokenizers, sizes, chosen.name, union)
+    return aligned, _about_tokens(aligned, tokenizers, chosen.name)
+
+
+def _about_tokens(aligned: Vocabulary, tokenizers: Mapping[str, Any], donor: str) -> list[Note]:
+    notes = []
+    for owners in dict.fromkeys(aligned.added.values()):
+        tokens = [token for token, who in aligned.added.items() if who == owners]
+        shown = ", ".join(f"`{token}`" for token in tokens[:3])
+        more = f" and {len(tokens) - 3} more" if len(tokens) > 3 else ""
+        many = "tokens" if len(tokens) > 1 else "token"
+        notes.append(Note(
+            "amber",
+            f"{' and '.join(owners)} {'have' if len(owners) > 1 else 'has'} {len(tokens)} {many} "
+            f"that {donor} lacks: {shown}{more}. The merged model has {aligned.size:,} rows.",
+        ))  # fmt: skip
+    dropped = set().union(*(t.get_vocab() for t in tokenizers.values()))
+    dropped -= set(tokenizers[donor].get_vocab()) | set(aligned.added)
+    if dropped:
+        notes.append(Note(
+            "amber", f"{len(dropped)} tokens that {donor} lacks are left out, as "
+            "`tokenizer_source` says."
+        ))  # fmt: skip
+    return notes or [Note("green", f"Same tokens, paired by name · {aligned.size:,} rows")]
+
+
+def _template(
+    recipe: Recipe, donor: Source, parents: Sequence[Source]
+) -> tuple[str | None, list[Note]]:
+    written = recipe.chat_template
+    if written not in (None, "auto"):
+        if written in TEMPLATES:
+            return TEMPLATES[written], []
+        if "{" in written and len(written) <= vocabulary.TEMPLATE_CAP:
+            return written, []
+        raise MergeError(
+            f"`chat_template: {written[:40]}` is neither auto, {', '.join(TEMPLATES)} "
+            f"nor a Jinja template of at most {vocabulary.TEMPLATE_CAP // 1024} KB: write one of them."
+        )
+    own = {p.name: vocabulary.template(p.folder, p.name) for p in (donor, *parents)}
+    if own[donor.name]:
+        return own[donor.name], []
+    for name, template in own.items():
+        if template:
+            return template, [
+                Note("amber", f"The chat template is {name}'s: {donor.name} has none.")
+            ]
+    return None, [Note("amber", "No parent has a chat template: a plain one is used in the chat.")]
+
+
+def _config(donor: Source, steps: Sequence[Step], aligned: Vocabulary | None) -> dict[str, Any]:
+    """The merged config.json: the donor's, with what follows from the tensors."""
+    config = dict(donor.config)
+    if aligned and "vocab_size" in config:
+        config["vocab_size"] = aligned.size
+    config["tie_word_embeddings"] = not any(step.name in HEADS for step in steps)
+    kinds = [step.dtype for step in steps if not step.copied]
+    common = str(max(set(kinds), key=kinds.count)).removeprefix("torch.") if kinds else "float32"
+    config.pop("torch_dtype", None)
+    return config | {"dtype": common, "torch_dtype": common}
+
+
+def _overview(parents: Sequence[Source], steps: Sequence[Step], donor: Source) -> list[Note]:
+    layers = {m[1] for step in steps if (m := LAYER.search(step.name))}
+    millions = sum(step.size for step in steps) / 1e6
+    notes = [Note("green", f"Same architecture and shapes · {_kind(donor)}, {len(layers)} layers, "
+                  f"{millions:,.1f} M parameters")]  # fmt: skip
+    missing = sum(p.missing for p in parents)
+    text = f"{missing / 1e9:.2f} GB to fetch from the Hub" if missing else "Nothing to fetch"
+    return [*notes, Note("green", text)]
+
+
+def _unused(recipe: Recipe, chosen: Settings, base: str | None) -> list[Note]:
+    title = chosen.method.title
+    notes = [Note("amber", f"{title} does not use `{key}`.") for key in chosen.unused]
+    listed = {m.model for m in recipe.models}
+    if recipe.base_model and not base and recipe.base_model not in listed:
+        first = " A is t = 0." if chosen.method.base == "first" else ""
+        notes.append(
+            Note("amber", f"{title} uses no base: {recipe.base_model} is left out.{first}")
+        )
+    if recipe.name:
+        notes.append(Note("green", f"`name: {recipe.name}` is a label and changes nothing."))
+    return notes

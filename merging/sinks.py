@@ -1,0 +1,249 @@
+"""Where a merge goes: a folder that transformers loads, or a model in memory that chats at once.
+
+Folder knows files and writes with json and tokenizers alone; Live builds the model's class.
+"""
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from merging.companions import write_companions
+from merging.errors import MergeError
+from merging.sources import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merging.plan import Plan, Step
+
+SHARD = 5 * 10**9
+"""Bytes in one file at most, as transformers and the Hub like them."""
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+class Folder:
+    """Safetensors and all that stands beside them, written once.
+
+    Tensors are filled in place in files of their final size, mapped into memory, inside
+    `OUT_DIR.partial-<identity>`; the folder gets its name when it is complete. A run that was
+    killed is continued from its complete files.
+    """
+
+    def __init__(self, path: str | Path, *, replace: bool = False, shard: int = SHARD) -> None:
+        self.path, self.replace, self.shard = Path(path), replace, shard
+
+    def begin(self, plan: "Plan") -> None:
+        """Raises MergeError if OUT_DIR exists, another merge lies there half-done, or disk lacks."""
+        self.plan = plan
+        self.partial = self.path.with_name(f"{self.path.name}.partial-{plan.identity}")
+        if self.path.exists() and not self.replace:
+            raise MergeError(f"{self.path} exists: choose another folder, or add --replace.")
+        for other in self.path.parent.glob(f"{self.path.name}.partial-*"):
+            if other != self.partial:
+                raise MergeError(
+                    f"{other} is what is left of another merge: remove it, or continue that one."
+                )
+        self.files = _shards(plan.steps, self.shard)
+        self.shards: dict[str, _Shard] = {}
+        written = [f for f in self.files if (self.partial / f).is_file()]
+        self.complete = {step.name for file in written for step in self.files[file]}
+        self._check_disk(plan.size - sum(s.size * s.dtype.itemsize for f in written
+                                         for s in self.files[f]))  # fmt: skip
+        self.partial.mkdir(parents=True, exist_ok=True)
+
+    def _check_disk(self, needed: int) -> None:
+        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
+        free = shutil.disk_usage(there).free
+        if needed > free:
+            raise MergeError(
+                f"{self.path} needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB "
+                "free: free some space, or choose another disk."
+            )
+
+    def has(self, name: str) -> bool:
+        return name in self.complete
+
+    def place(self, step: "Step") -> Tensor:
+        file = next(f for f, steps in self.files.items() if step in steps)
+        if file not in self.shards:
+            self.shards[file] = _Shard(self.partial / file, self.files[file])
+        return self.shards[file].tensor(step.name)
+
+    def done(self, name: str) -> None:
+        for file, shard in list(self.shards.items()):
+            shard.left.discard(name)
+            if not shard.left:
+                shard.close()
+                del self.shards[file]
+
+    def finish(self) -> None:
+        self._write_index()
+        write_companions(self.plan, self.partial)
+        old = self.path.with_name(f"{self.path.name}.old-{self.plan.identity}")
+        if self.path.exists():
+            self.path.rename(old)
+        self.partial.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Keep complete shards, by which the same merge can go on; else leave nothing."""
+        for shard in getattr(self, "shards", {}).values():
+            shard.drop()
+        partial = getattr(self, "partial", None)
+        if partial and partial.is_dir() and not any(partial.glob("*.safetensors")):
+            shutil.rmtree(partial)
+
+    def _write_index(self) -> None:
+        if len(self.files) == 1:
+            return
+        where = {step.name: file for file, steps in self.files.items() for step in steps}
+        index = {"metadata": {"total_size": self.plan.size}, "weight_map": where}
+        text = json.dumps(index, indent=2)
+        (self.partial / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _shards(steps: "Sequence[Step]", limit: int) -> dict[str, list["Step"]]:
+    """Files and their tensors, in the order of the merge; a tensor over the limit is alone."""
+    groups: list[list[Step]] = [[]]
+    used = 0
+    for step in steps:
+        size = step.size * step.dtype.itemsize
+        if groups[-1] and used + size > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(step)
+        used += size
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    count = len(groups)
+    return {f"model-{i:05}-of-{count:05}.safetensors": g for i, g in enumerate(groups, 1)}
+
+
+class _Shard:
+    """One safetensors file under way: its header is written first, since all sizes are known."""
+
+    def __init__(self, path: Path, steps: "Sequence[Step]") -> None:
+        self.path, self.draft = path, path.with_suffix(".draft")
+        # the official writer's order: it keeps every tensor aligned, and gives the same bytes
+        ordered = sorted(steps, key=lambda s: (-s.dtype.itemsize, s.name))
+        self.steps, self.left = {s.name: s for s in steps}, {s.name for s in steps}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self.offsets, end = {}, 0
+        for step in ordered:
+            self.offsets[step.name], start = end, end
+            end += step.size * step.dtype.itemsize
+            header[step.name] = {
+                "dtype": CODES[step.dtype],
+                "shape": list(step.shape),
+                "data_offsets": [start, end],
+            }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self.start = 8 + len(text)
+        _reserve(self.draft, struct.pack("<Q", len(text)) + text, self.start + end)
+
+    def tensor(self, name: str) -> Tensor:
+        step = self.steps[name]
+        size = step.size * step.dtype.itemsize
+        if not size:
+            return torch.empty(0, dtype=step.dtype)
+        at = self.start + self.offsets[name]
+        room = np.memmap(self.draft, dtype=np.uint8, mode="r+", offset=at, shape=(size,))
+        return torch.from_numpy(room).view(step.dtype)
+
+    def close(self) -> None:
+        with self.draft.open("rb") as file:
+            os.fsync(file.fileno())
+        self.draft.rename(self.path)
+
+    def drop(self) -> None:
+        self.draft.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, head: bytes, size: int) -> None:
+    """A file of its final size: a full disk is found now, not after an hour."""
+    with path.open("wb") as file:
+        file.write(head)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            path.unlink()
+            raise MergeError(
+                f"{path.parent} has no room for {size / 1e9:.2f} GB ({error.strerror}): "
+                "free some space."
+            ) from error
+
+
+class Live:
+    """A model in memory, ready to chat when the merge ends. `dtype` None keeps the plan's.
+
+    Its class is built without weights by accelerate, and the merged tensors are assigned to it.
+    """
+
+    def __init__(self, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        self.device, self.dtype = device, dtype
+        self.model: Any = None
+        self.tokenizer: Any = None
+
+    def begin(self, plan: "Plan") -> None:
+        self.plan = plan
+        self.filled: dict[str, Tensor] = {}
+
+    def has(self, name: str) -> bool:
+        return name in self.filled
+
+    def place(self, step: "Step") -> Tensor:
+        dtype = self.dtype if self.dtype and not step.copied else step.dtype
+        self.filled[step.name] = torch.empty(step.shape, dtype=dtype, device=self.device)
+        return self.filled[step.name].view(-1)
+
+    def done(self, name: str) -> None:
+        pass
+
+    def finish(self) -> None:
+        """Raises MergeError unless the tensors are exactly those that the model's class has."""
+        from transformers import AutoTokenizer, GenerationConfig
+
+        with tempfile.TemporaryDirectory() as folder:
+            write_companions(self.plan, Path(folder))
+            self.model = self._build(folder)
+            if (Path(folder) / "generation_config.json").is_file():
+                self.model.generation_config = GenerationConfig.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.filled = {}
+
+    def abandon(self) -> None:
+        self.filled = {}
+
+    def _build(self, folder: str) -> Any:
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype or torch.float32)
+        prefix = f"{model.base_model_prefix}."
+        wanted = model.state_dict().keys()
+        weights = {n if n in wanted else prefix + n: t for n, t in self.filled.items()}
+        found = model.load_state_dict(weights, strict=False, assign=True)
+        model.tie_weights()
+        lacking = [name for name, p in model.named_parameters() if p.is_meta]
+        if lacking or found.unexpected_keys:
+            names = (lacking or found.unexpected_keys)[:3]
+            raise MergeError(
+                f"{type(model).__name__} {'lacks' if lacking else 'has no'} {', '.join(names)}: "
+                "the parents' files do not fit their config.json; choose other parents."
+            )
+        model.to(self.device)
+        return model.requires_grad_(False).eval()
