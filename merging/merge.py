@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, MutableMappi
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Protocol
 
 import torch
@@ -144,9 +144,12 @@ def merge_tensor(
 ) -> Tensor:
     """One tensor in memory, through the loop's own code. Values are by YAML name, as in a Step."""
     parents = [*tensors, *([base] if base is not None and method.space == "deltas" else [])]
-    out = torch.empty(tensors[0].shape, dtype=out_dtype or tensors[0].dtype)
+    promoted = reduce(torch.promote_types, (p.dtype for p in parents))
+    out = torch.empty(tensors[0].shape, dtype=out_dtype or promoted)
     with _pool("cpu") as pool:
-        work = _Work(method, parameters or {}, method.space == "deltas", out.numel(), block)
+        work = _Work(
+            method, parameters or {}, method.space == "deltas", out.numel(), block, tuple(out.shape)
+        )
         read = partial(_slice, [p.reshape(-1) for p in parents])
         found = _measure(work, read, pool)
         for _ in _combine(work, read, found, out.view(-1), out.dtype, pool):
@@ -229,7 +232,7 @@ def _tensors(
         yield at(step, 0)
 
 
-def _step(  # noqa: PLR0913  # the loop's own state, handed on
+def _step(
     plan: Plan, step: Step, out: Tensor, numbers: Numbers, device: str, pool: ThreadPoolExecutor
 ) -> Iterator[int]:
     work = _Work(plan.method, step.values, plan.based, step.size, BLOCK, step.shape)
@@ -270,7 +273,7 @@ def _slice(tensors: Sequence[Tensor], start: int, stop: int, device: str = "cpu"
     return [t[start:stop].to(device=device, dtype=torch.float32, copy=True) for t in tensors]
 
 
-def _rows(  # noqa: PLR0913  # a reader's fixed part and its block
+def _rows(
     tensors: Sequence[Tensor],
     rows: Sequence[Tensor],
     base: int,
@@ -314,7 +317,7 @@ def _sum(results: Iterator[Tensor]) -> Tensor:
     return total
 
 
-def _combine(  # noqa: PLR0913  # the loop's own state, handed on
+def _combine(
     work: _Work,
     read: Reader,
     numbers: Mapping[str, Any],
@@ -322,7 +325,7 @@ def _combine(  # noqa: PLR0913  # the loop's own state, handed on
     dtype: torch.dtype,
     pool: ThreadPoolExecutor,
 ) -> Iterator[int]:
-    """Fill `out`, yielding now and then how many elements are done. ArithmeticError if not finite."""
+    """Fill `out`, yielding now and then how many are done. ArithmeticError if not finite."""
     values = work.method.arguments(work.values)
     blocks = work.blocks()
 
@@ -331,7 +334,7 @@ def _combine(  # noqa: PLR0913  # the loop's own state, handed on
         tensors, base = work.tensors(read, start, stop)
         own = {k: v.values[index] if isinstance(v, PerBlock) else v for k, v in numbers.items()}
         merged = work.method.combine(tensors, **values, **own)
-        result = (merged if base is None else merged.add_(base)).to(dtype).view(-1)
+        result = (merged if base is None else merged.add_(base)).to(dtype).reshape(-1)
         if not result.isfinite().all():
             raise ArithmeticError
         out[start:stop].copy_(result)
@@ -377,13 +380,15 @@ def _copy(plan: Plan, step: Step, out: Tensor) -> None:
 def _pool(device: str) -> Iterator[ThreadPoolExecutor]:
     """One thread a core, each on its own blocks; a GPU is driven by one."""
     count = cores() if device == "cpu" else 1
+    threads = torch.get_num_threads()
     with ThreadPoolExecutor(count, initializer=_enter_thread) as pool:
         try:
             yield pool
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)  # a worker's setting is later threads' default
 
 
 def _enter_thread() -> None:
     torch.set_num_threads(1)  # blocks are the parallelism
-    torch.inference_mode().__enter__()  # modes are a thread's own, and this one ends with the pool
+    torch.set_grad_enabled(False)  # a thread's own mode, and this thread ends with the pool

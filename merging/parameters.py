@@ -1,6 +1,5 @@
 """Which value each parameter of a method has for each tensor; knows recipes and methods only."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,15 @@ from merging.methods import Method, Number, Parameter
 from merging.recipe import Recipe, Value, known_or_raise
 
 ELSEWHERE = (
-    "weight density t lambda normalize rescale int8_mask gamma epsilon scale filter_wise "
-    "normalize_weights eps max_iter tol nuslerp_row_wise nuslerp_flatten select_topk r alpha"
-).split()
+    "weight", "density", "t", "lambda", "normalize", "rescale", "int8_mask", "gamma", "epsilon",
+    "scale", "filter_wise", "normalize_weights", "eps", "max_iter", "tol", "nuslerp_row_wise",
+    "nuslerp_flatten", "select_topk", "r", "alpha",
+)  # fmt: skip
 """What mergekit's methods know: not an error where the method at hand has no use for it."""
 
 LAYER = re.compile(r"\.(\d+)\.")
+LARGEST = 1e30
+"""Parameters are multiplied with float32 weights, and no one means more."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,15 @@ class Settings:
             raise MergeError(f"{self.method.title}: {problem}.")
         return values
 
-    def _written(self, parameter: Parameter) -> Iterator[Value | None]:
+    def _written(self, parameter: Parameter) -> Iterator[tuple[Value | None, ...]]:
+        """What the recipe says, the nearest first: under the model, then for all."""
         common = self.recipe.parameters.get(parameter.name)
         if not parameter.per_model:
-            yield common
+            yield (common,)
             return
         own = {m.model: m.parameters for m in self.recipe.models}
         for model in self.models:
-            yield own[model].get(parameter.name, common)
+            yield own[model].get(parameter.name), common
 
 
 def settings(recipe: Recipe, method: Method, models: Sequence[str]) -> Settings:
@@ -80,14 +83,17 @@ def _check_names(given: Mapping[str, Value], known: Mapping[str, Parameter]) -> 
     return [key for key in given if key not in known]
 
 
-def _value(parameter: Parameter, written: Value | None, tensor: str, place: float) -> Any:
-    default = parameter.control.default
-    if written is None:
-        return default
-    if isinstance(written, list) and written and isinstance(written[0], dict):
-        written = _filtered(parameter.name, written, tensor)
-        if written is None:
-            return default
+def _value(parameter: Parameter, places: Sequence[Value | None], tensor: str, place: float) -> Any:
+    """The nearest of `places` that has a value for the tensor, as in mergekit; else the default."""
+    for written in places:
+        if isinstance(written, list) and written and isinstance(written[0], dict):
+            written = _filtered(parameter.name, written, tensor)
+        if written is not None:
+            return _evaluated(parameter, written, place)
+    return parameter.control.default
+
+
+def _evaluated(parameter: Parameter, written: Value, place: float) -> Any:
     if isinstance(written, list):
         points = [_checked(parameter, point) for point in written]
         if not points:
@@ -129,8 +135,8 @@ def _checked(parameter: Parameter, value: object) -> float | bool:
         if isinstance(value, bool):
             return value
         raise MergeError(f"`{name}: {value}` must be true or false.")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise MergeError(f"`{name}: {value}` must be a number.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+        raise MergeError(f"`{name}: {str(value)[:40]}` must be a number.")
     low, high = control.limits
     if not low <= value <= high:
         raise MergeError(f"`{name}: {value}` is out of range: choose {low:g} to {high:g}.")

@@ -4,7 +4,7 @@ It reads configs, headers and tokenizer files; whatever will be filled, skipped,
 a Note that the user sees.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -91,8 +91,13 @@ class Plan:
         return sum(source.missing for source in self.sources)
 
 
-def plan(recipe: Recipe, sources: Mapping[str, Source] | None = None) -> Plan:
-    """Decide a merge. `sources` by the recipe's names; those not given are looked for.
+def plan(
+    recipe: Recipe,
+    sources: Mapping[str, Source] | None = None,
+    *,
+    find: Callable[[str], Source] = open_source,
+) -> Plan:
+    """Decide a merge. `sources` by the recipe's names; those not given are looked for by `find`.
 
     Raises MergeError for anything that would stop it.
     """
@@ -100,7 +105,7 @@ def plan(recipe: Recipe, sources: Mapping[str, Source] | None = None) -> Plan:
     base, merged = _roles(recipe, method)
     chosen = settings(recipe, method, merged)
     names = (*merged, base) if base else merged
-    found = {name: (sources or {}).get(name) or open_source(name) for name in names}
+    found = {name: (sources or {}).get(name) or find(name) for name in names}
     for source in found.values():
         _check_config(source, found[names[0]])
     parents = tuple(found[name] for name in names)
@@ -291,7 +296,7 @@ def _vocabulary(
     alike = vocabulary.same(list(tokenizers.values()))
     if alike and len(set(sizes.values())) == 1:
         return None, [Note("green", f"Same vocabulary · {next(iter(sizes.values())):,} rows")]
-    chosen = found[source] if source in found else donor
+    chosen = found.get(source or "", donor)
     union = source in (None, "union")
     aligned = vocabulary.align(tokenizers, sizes, chosen.name, union)
     return aligned, _about_tokens(aligned, tokenizers, chosen.name)
@@ -330,7 +335,8 @@ def _template(
             return written, []
         raise MergeError(
             f"`chat_template: {written[:40]}` is neither auto, {', '.join(TEMPLATES)} "
-            f"nor a Jinja template of at most {vocabulary.TEMPLATE_CAP // 1024} KB: write one of them."
+            f"nor a Jinja template of at most {vocabulary.TEMPLATE_CAP // 1024} KB: "
+            "write one of them."
         )
     own = {p.name: vocabulary.template(p.folder, p.name) for p in (donor, *parents)}
     if own[donor.name]:

@@ -19,9 +19,9 @@ ENGINE = "1"
 """Part of every identity: raised when the same recipe would give other bytes."""
 
 KEYS = (
-    "merge_method base_model models parameters dtype out_dtype tokenizer_source chat_template "
-    "random_seed variant name"
-).split()
+    "merge_method", "base_model", "models", "parameters", "dtype", "out_dtype",
+    "tokenizer_source", "chat_template", "random_seed", "variant", "name",
+)  # fmt: skip
 LATER = {
     "slices": "list whole models under `models:` instead",
     "modules": "merge the language model alone, under `models:`",
@@ -140,7 +140,8 @@ class Recipe:
         return {key: value for key, value in out.items() if value is not None}
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return text
 
     def names(self) -> tuple[str, ...]:
         """Every model as written, once each, in order; a base that is not listed comes last."""
@@ -237,16 +238,18 @@ def _seed(value: object) -> int:
     raise MergeError(f"`random_seed: {value}` must be a whole number from 0.")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # read without stubs
     """Plain data only, and no key twice."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
+    own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+    keys = [loader.construct_object(key, deep=True) for key in own]
     twice = [key for key in keys if isinstance(key, str) and keys.count(key) > 1]
     if twice:
         raise MergeError(f"`{twice[0]}` is written twice in the recipe: keep one of them.")
-    return loader.construct_mapping(node, deep=True)
+    found: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+    return found
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
@@ -263,6 +266,8 @@ def _load(text: str) -> dict[str, Any]:
         where = f" in line {mark.line + 1}" if mark else ""
         problem = re.sub(r"\s+", " ", str(getattr(error, "problem", None) or "syntax error"))
         raise MergeError(f"The recipe is not valid YAML{where}: {problem}.") from error
+    except ValueError as error:  # a month 13, or a number of ten thousand digits
+        raise MergeError(f"The recipe holds what YAML cannot read ({error}).") from error
     if not isinstance(raw, dict):
         raise MergeError("The recipe is not a list of `key: value` lines: start from a preset.")
     return {str(key): value for key, value in raw.items()}

@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import tempfile
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,12 @@ class Folder:
         self.path, self.replace, self.shard = Path(path), replace, shard
 
     def begin(self, plan: "Plan") -> None:
-        """Raises MergeError if OUT_DIR exists, another merge lies there half-done, or disk lacks."""
+        """Raises MergeError if OUT_DIR exists, for another merge half-done, and a full disk."""
         self.plan = plan
         self.partial = self.path.with_name(f"{self.path.name}.partial-{plan.identity}")
         if self.path.exists() and not self.replace:
             raise MergeError(f"{self.path} exists: choose another folder, or add --replace.")
-        for other in self.path.parent.glob(f"{self.path.name}.partial-*"):
+        for other in self.path.parent.glob(f"{escape(self.path.name)}.partial-*"):
             if other != self.partial:
                 raise MergeError(
                     f"{other} is what is left of another merge: remove it, or continue that one."

@@ -98,8 +98,8 @@ def open_source(name: str, *, folders: bool = True, token: hub.Token = False) ->
         raise MergeError(f"{name}: adapters (`+`) cannot be merged yet; name a full model.")
     if ref.path in RESERVED:
         return open_folder(APP / ref.path, name)
-    if folders and Path(ref.path).expanduser().is_dir():
-        return open_folder(Path(ref.path).expanduser(), name)
+    if folders and (folder := _folder(ref.path)):
+        return open_folder(folder, name)
     if ref.path.startswith(("/", ".", "~", "\\")) or ref.path.count("/") > 1:
         raise MergeError(
             f"{name}: there is no such folder; check the path."
@@ -109,9 +109,17 @@ def open_source(name: str, *, folders: bool = True, token: hub.Token = False) ->
         )
     repo = hub.pin(ref.path, ref.revision, token=token)
     pinned = f"{ref.path}@{repo.revision}"
-    if folder := hub.cached(repo):
-        return open_folder(folder, pinned, stamp=repo.revision)
+    if cached := hub.cached(repo):
+        return open_folder(cached, pinned, stamp=repo.revision)
     return _open_remote(repo, pinned, token)
+
+
+def _folder(path: str) -> Path | None:
+    try:
+        folder = Path(path).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # a name too long for a file, or `~` of nobody
+        return None
 
 
 def open_folder(folder: Path, name: str, stamp: str | None = None) -> Checkpoint:
@@ -160,7 +168,7 @@ def read_header(
         for first, last, key in spans:
             _check_span(entries[key], first, last, end)
             end = last
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MergeError(f"{where} has a broken header ({error}): fetch it again.") from error
     if 8 + length + end != size:
         raise MergeError(
@@ -225,7 +233,7 @@ def _json(path: Path, name: str) -> dict[str, Any]:
         raise MergeError(f"{name}: {path.name} is over {SMALL_CAP // 10**6} MB: that is no model.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MergeError(
             f"{name}: {path.name} is not valid JSON: fetch the model again."
         ) from error

@@ -46,7 +46,7 @@ def load(folder: Path, name: str) -> Tokenizer | None:
         return None
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  # the Rust library raises bare Exception
+    except Exception as error:  # the Rust library raises bare Exception
         raise MergeError(f"{name}: its tokenizer.json cannot be read ({error}).") from error
 
 

@@ -22,10 +22,10 @@ from merging.methods._trim import measure, trim
     models=(1, 3),
     measure=measure,
 )
-def ties(  # noqa: PLR0913  # four parameters as mergekit has them, two numbers of the trim
+def ties(
     deltas: Sequence[Tensor],
     weight: Annotated[Sequence[float], Number("share of this model in vote and sum", 1, 1, 0, 2)],
-    density: Annotated[
+    density: Annotated[  # noqa: ARG001  # `measure` reads it, and hands over a threshold
         Sequence[float], Number("part of the changes that is kept", 1, 0.5, 0, 1, (0, 1))
     ],
     lambda_: Annotated[float, Number("length of the merged step", 1, 1, 0, 3)],
@@ -35,7 +35,7 @@ def ties(  # noqa: PLR0913  # four parameters as mergekit has them, two numbers 
     spare: Sequence[int] | None,
 ) -> Tensor:
     """λ·(disjoint merge of the trimmed, weighted deltas)."""
-    spares = spare or [None] * len(deltas)
+    spares: Sequence[int | None] = spare or [None] * len(deltas)
     trimmed = [trim(d, at, left) for d, at, left in zip(deltas, threshold, spares, strict=True)]
     weighted = [d.mul_(w) for d, w in zip(trimmed, weight, strict=True)]
     return disjoint_merge(weighted, elect(weighted), weight, normalize).mul_(lambda_)

@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from chats import IGNORED, Encoder
 from data import Turn, prompts
+from model import answer_logits
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from train import IGNORED, Encoder, answer_logits
 from transformers import LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -95,7 +96,12 @@ def between(method: str, a: Path, b: Path, t: float) -> MergeRecipe:
     weights = {a: 1 - t, b: t}
     if method == "slerp":
         models = [{"model": str(model)} for model in weights]
-        return {"merge_method": "slerp", "base_model": str(a), "models": models, "parameters": {"t": t}}
+        return {
+            "merge_method": "slerp",
+            "base_model": str(a),
+            "models": models,
+            "parameters": {"t": t},
+        }
     weighted = [{"model": str(m), "parameters": {"weight": w}} for m, w in weights.items()]
     return {"merge_method": "linear", "models": weighted}
 
@@ -107,13 +113,19 @@ def recipes(trio: Path, placebo: Path) -> Iterator[tuple[str, MergeRecipe]]:
         for t in (0.25, 0.5, 0.75):
             yield f"{method} t {t}", between(method, a, b, t)
     for scale in (0.25, 0.5, 0.75, 1, 1.5, 2, 3):
-        yield f"task arithmetic λ {scale}", with_deltas("task_arithmetic", base, [a, b], **{"lambda": scale})
+        yield (
+            f"task arithmetic λ {scale}",
+            with_deltas("task_arithmetic", base, [a, b], **{"lambda": scale}),
+        )
     grid = [(density, 1) for density in (0.02, 0.1, 0.2, 0.5, 0.8, 1)] + [(0.5, 1.5), (0.5, 3)]
     for density, scale in grid:
         recipe = with_deltas("ties", base, [a, b], density=density, **{"lambda": scale})
         yield f"TIES density {density} λ {scale}", recipe
     fake = [a, placebo]
-    yield "placebo: A + shuffled B, λ 1", with_deltas("task_arithmetic", base, fake, **{"lambda": 1})
+    yield (
+        "placebo: A + shuffled B, λ 1",
+        with_deltas("task_arithmetic", base, fake, **{"lambda": 1}),
+    )
     ties = with_deltas("ties", base, fake, density=0.5, **{"lambda": 1})
     yield "placebo: TIES .5 of A, shuffled B", ties
 
@@ -147,7 +159,9 @@ def cell(values: list[float]) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("trios", nargs="*", type=Path, default=[Path(__file__).resolve().parents[1]])
+    parser.add_argument(
+        "trios", nargs="*", type=Path, default=[Path(__file__).resolve().parents[1]]
+    )
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -156,7 +170,13 @@ def main() -> None:
     print("| model |", " | ".join(heads), "|")
     print("|---" * (len(heads) + 1) + "|")
     for label in tables[0]:
-        print("|", label, "|", " | ".join(cell([t[label][head] for t in tables]) for head in heads), "|")
+        print(
+            "|",
+            label,
+            "|",
+            " | ".join(cell([t[label][head] for t in tables]) for head in heads),
+            "|",
+        )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,10 @@ def build() -> Tokenizer:
     """The tokenizer of the base and of A; digits are single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -70,6 +73,7 @@ def write(tokenizer: Tokenizer, folder: Path) -> None:
         "pad_token": SPECIAL[0],
         "additional_special_tokens": [SPECIAL[1], *extra],
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": POSITIONS,
         "chat_template": TEMPLATE,
     }

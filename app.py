@@ -1,0 +1,20 @@
+"""Starts the page. `spaces` comes first: ZeroGPU must be there before torch looks for CUDA."""
+
+import os
+
+import spaces  # noqa: F401  # imported for what it does
+
+# Before gradio and huggingface_hub are imported: nobody is to be contacted but the Hub on request.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from merging.library import prepare  # after the environment is set
+from merging.ui import LAUNCH, build  # likewise
+
+prepare()
+demo = build()
+
+if __name__ == "__main__":
+    demo.launch(**LAUNCH)

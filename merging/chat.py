@@ -1,0 +1,275 @@
+"""One question, several models, all answering at once, a token each in turn.
+
+It knows models and tokenizers that somebody lends it; not where they come from, nor who watches.
+"""
+
+import inspect
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from merging.errors import MergeError
+from merging.library import Loaded
+from merging.merge import cores
+
+MAX_NEW_TOKENS = 1024
+MAX_CONTEXT = 4096
+"""Tokens of prompt and answer together, whatever a model could take."""
+MAX_CHARACTERS = 16_000
+"""Of one message."""
+MAX_TURNS = 20
+"""Questions of a history that are still read."""
+TICK = 0.08
+"""Seconds between two looks at what the columns have said."""
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What each column is asked: its own history, and the same sampling for all.
+
+    `conversations` maps a column to messages with `role` and `content`, the last one the user's.
+    """
+
+    conversations: Mapping[str, Sequence[Message]]
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+    def capped(self) -> "Question":
+        """The same within the server's limits. Raises MergeError for what cannot be cut."""
+        for messages in self.conversations.values():
+            longest = max((len(m["content"]) for m in messages), default=0)
+            if longest > MAX_CHARACTERS:
+                raise MergeError(
+                    f"A message has {longest:,} characters, and {MAX_CHARACTERS:,} are read: "
+                    "shorten it."
+                )
+            if not messages or not messages[-1]["content"].strip():
+                raise MergeError("The question is empty: write something to ask.")
+        if not 0 <= self.seed < 2**63:
+            raise MergeError(f"Seed {self.seed} is out of range: choose 0 to {2**63 - 1}.")
+        if not 0 <= self.temperature <= 5:
+            raise MergeError(f"Temperature {self.temperature} is out of range: choose 0 to 5.")
+        return replace(self, max_new_tokens=min(max(1, int(self.max_new_tokens)), MAX_NEW_TOKENS))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a column has said so far. `first` is seconds to its first token, `speed` tokens/s.
+
+    `ended` says why it stopped, None while it goes on; `notice` what the reader should know.
+    """
+
+    column: str
+    text: str
+    tokens: int
+    first: float | None
+    speed: float
+    ended: str | None = None
+    notice: str | None = None
+
+
+def answer(question: Question, models: Mapping[str, Loaded]) -> Iterator[Reply]:
+    """Ask all models at once. Ends when all have; closing it stops them within a token.
+
+    Every column has its own cache, sampler and seed: its answer depends on no other column.
+    """
+    asked = question.capped()
+    columns = [_Column(name, loaded, asked) for name, loaded in models.items()]
+    turns: queue.SimpleQueue[_Column | None] = queue.SimpleQueue()
+    changed = threading.Event()
+    count = max(1, min(len(columns), cores() if _on_cpu(models) else 1))
+    workers = [threading.Thread(target=_work, args=(turns, changed, count)) for _ in range(count)]
+    for column in columns:
+        turns.put(column)
+    for worker in workers:
+        worker.start()
+    try:
+        yield from _watch(columns, changed)
+    finally:
+        for column in columns:
+            column.stop = True
+        for _ in workers:
+            turns.put(None)
+        for worker in workers:
+            worker.join()
+
+
+def _watch(columns: Sequence["_Column"], changed: threading.Event) -> Iterator[Reply]:
+    shown: dict[str, tuple[int, str | None]] = {}
+    while len([c for c in columns if shown.get(c.name, (0, None))[1]]) < len(columns):
+        changed.wait()
+        changed.clear()
+        for column in columns:
+            if column.error:
+                raise column.error
+            state = (len(column.said), column.ended)
+            if shown.get(column.name) != state:
+                shown[column.name] = state
+                yield column.reply(*state)
+        time.sleep(TICK)
+
+
+def _work(turns: "queue.SimpleQueue[_Column | None]", changed: threading.Event, count: int) -> None:
+    """Take a column, let it say one token, put it back at the end of the queue."""
+    torch.set_num_threads(max(1, cores() // count))  # a thread's own setting
+    while (column := turns.get()) is not None:
+        if column.stop:
+            continue
+        try:
+            column.step()
+        except Exception as error:  # noqa: BLE001  # handed to the reader's thread, which raises it
+            column.error = error
+        changed.set()
+        if not column.ended and not column.error:
+            turns.put(column)
+
+
+def _on_cpu(models: Mapping[str, Loaded]) -> bool:
+    return all(loaded.model.device.type == "cpu" for loaded in models.values())
+
+
+@dataclass
+class _Column:
+    """One model at work: its prompt, its cache, and what it has said."""
+
+    name: str
+    loaded: Loaded
+    question: Question
+    said: list[int] = field(default_factory=list)
+    ended: str | None = None
+    notice: str | None = None
+    error: Exception | None = None
+    stop: bool = False
+    started: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    last: float = 0.0
+    ids: Any = None
+
+    def step(self) -> None:
+        with torch.inference_mode():
+            if self.ids is None and not self._begin():
+                return
+            token = self._next()
+        self.last = time.monotonic() - self.started
+        self.first = self.first if self.first is not None else self.last
+        if token in self.ends:
+            self.ended = "end of text"
+            return
+        self.said.append(token)
+        if len(self.said) >= self.budget:
+            self.ended = "length limit"
+
+    def reply(self, tokens: int, ended: str | None) -> Reply:
+        text = self.loaded.tokenizer.decode(self.said[:tokens], skip_special_tokens=True)
+        if not ended:
+            text = text.rstrip("\ufffd")  # a character whose last bytes are still to come
+        spent = self.last - (self.first or 0.0)
+        speed = (tokens - 1) / spent if tokens > 1 and spent > 0 else 0.0
+        return Reply(self.name, text, tokens, self.first, speed, ended, self.notice)
+
+    def _begin(self) -> bool:
+        """Render the prompt, within the model's context; False where it does not fit."""
+        model, settings = self.loaded.model, self.loaded.model.generation_config
+        context = min(getattr(model.config, "max_position_embeddings", MAX_CONTEXT), MAX_CONTEXT)
+        messages = list(self.question.conversations[self.name])
+        prompt = _prompt(self.loaded.tokenizer, messages)
+        turns = sum(m["role"] == "user" for m in messages)
+        while turns > 1 and (len(prompt) >= context * 3 // 4 or turns > MAX_TURNS):
+            messages = _without_oldest(messages)
+            turns -= 1
+            prompt = _prompt(self.loaded.tokenizer, messages)
+            self.notice = "The oldest questions no longer fit and are left out."
+        self.budget = min(self.question.max_new_tokens, context - len(prompt))
+        if self.budget < 1:
+            self.ended = f"too long: {len(prompt)} tokens, and this model reads {context}"
+            return False
+        self.ids = torch.tensor([prompt], device=model.device)
+        self.new, self.cache = self.ids, DynamicCache(config=model.config)
+        self.ends = _end_tokens(settings, self.loaded.tokenizer)
+        self.warp = _sampling(settings, self.question.temperature)
+        self.random = torch.Generator(model.device).manual_seed(self.question.seed)
+        forward = inspect.signature(model.forward).parameters
+        self.extra = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
+        return True
+
+    def _next(self) -> int:
+        out = self.loaded.model(
+            input_ids=self.new, past_key_values=self.cache, use_cache=True, **self.extra
+        )
+        self.cache = out.past_key_values
+        scores = self.warp(self.ids, out.logits[:, -1].float())
+        if self.question.temperature > 0:
+            self.new = torch.multinomial(scores.softmax(-1), 1, generator=self.random)
+        else:
+            self.new = scores.argmax(-1, keepdim=True)
+        self.ids = torch.cat([self.ids, self.new], dim=1)
+        return int(self.new)
+
+
+def _prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token numbers of a conversation by the model's own template, or a plain one."""
+    if not tokenizer.chat_template:
+        lines = [f"{m['role'].capitalize()}: {m['content']}\n" for m in messages]
+        plain: list[int] = tokenizer("".join(lines) + "Assistant:")["input_ids"]
+        return plain
+    for attempt in (messages, _folded(messages)):
+        try:
+            rendered: list[int] = tokenizer.apply_chat_template(
+                [dict(m) for m in attempt], add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+            return rendered
+        except TemplateError as error:
+            problem = error
+    raise MergeError(f"The chat template refuses this conversation ({problem}): start anew.")
+
+
+def _folded(messages: Sequence[Message]) -> list[Message]:
+    """For templates without a system role: the system prompt at the head of the first question."""
+    if not messages or messages[0]["role"] != "system" or len(messages) < 2:
+        return list(messages)
+    system, first, *rest = messages
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def _without_oldest(messages: Sequence[Message]) -> list[Message]:
+    """The conversation without its first question and what was said to it."""
+    system = [m for m in messages[:1] if m["role"] == "system"]
+    asked = [i for i, m in enumerate(messages) if m["role"] == "user"]
+    return [*system, *messages[asked[1] :]]
+
+
+def _end_tokens(settings: Any, tokenizer: Any) -> frozenset[int]:
+    ends = settings.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    return frozenset(n for n in [*listed, tokenizer.eos_token_id] if n is not None)
+
+
+def _sampling(settings: Any, temperature: float) -> LogitsProcessorList:
+    """The model's own settings in the order of `generate`; only the temperature is the user's."""
+    steps = LogitsProcessorList()
+    if settings.repetition_penalty not in (None, 1.0):
+        steps.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if temperature > 0:
+        steps.append(TemperatureLogitsWarper(float(temperature)))
+        if settings.top_k:
+            steps.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p is not None and settings.top_p < 1:
+            steps.append(TopPLogitsWarper(settings.top_p))
+    return steps

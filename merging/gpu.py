@@ -1,0 +1,169 @@
+"""The one place through which the page reaches a device: a Job in, Events out.
+
+Jobs and events are small and picklable, since on ZeroGPU they cross into a worker that may be new
+at every call. Nothing relies on what an earlier call left behind: the recipe is the state.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+
+import spaces
+
+from merging.chat import Question, Reply, answer
+from merging.errors import MergeError
+from merging.library import Library, Loaded, budget, chat_dtype, load_parent
+from merging.merge import Progress, default_device, merge
+from merging.plan import Plan, plan
+from merging.recipe import Recipe
+from merging.sinks import Live
+from merging.sources import Checkpoint, open_folder
+
+MERGED = "merged"
+"""The name of the merged model's column."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parent lies on this machine, under its pinned name."""
+
+    name: str
+    folder: str
+    stamp: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """Have a merge ready, then ask. `columns` maps a column to a pinned model, or MERGED to "".
+
+    `parents` are the recipe's, `places` the models that are asked themselves. Without `recipe`
+    nothing is merged; without `question` nothing is asked.
+    """
+
+    places: tuple[Place, ...] = ()
+    parents: tuple[Place, ...] = ()
+    recipe: str | None = None
+    identity: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    question: Question | None = None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merge is ready to chat. `seconds` is 0 where it was found; `tally` counts outcomes."""
+
+    identity: str
+    seconds: float
+    tally: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A MergeError on its way out of a worker, which would pass on no more than its class."""
+
+    text: str
+
+
+Event = Progress | Merged | Reply
+
+
+def place(source: Checkpoint) -> Place:
+    return Place(source.name, str(source.folder), source.stamp)
+
+
+def merge_job(decided: Plan) -> Job:
+    """The job that carries out a plan whose parents are all on this machine."""
+    parents = tuple(place(s) for s in decided.sources if isinstance(s, Checkpoint))
+    return Job((), parents, decided.recipe.to_yaml(), decided.identity)
+
+
+def run(job: Job) -> Iterator[Event]:
+    """Do a job on the device. Raises MergeError; closing it stops the device within a token."""
+    try:
+        with closing(_on_device(job)) as events:
+            for event in events:
+                if isinstance(event, _Failed):
+                    raise MergeError(event.text)
+                yield event
+    except Exception as error:
+        # ZeroGPU reports a lost worker and a spent quota with gradio's Error, unknown down here
+        if type(error).__module__.startswith("gradio"):
+            raise MergeError(f"The GPU did not finish: {error}. Try again.") from error
+        raise
+
+
+def seconds(job: Job) -> int:
+    """GPU seconds to ask for: loading and merging by bytes, answering by tokens."""
+    files = [f for p in {*job.places, *job.parents} for f in Path(p.folder).glob("*.safetensors")]
+    gigabytes = sum(f.stat().st_size for f in files) / 1e9
+    tokens = job.question.max_new_tokens * len(job.columns) if job.question else 0
+    return min(120, int(5 + 3 * gigabytes + tokens / 40))
+
+
+@spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types
+def _on_device(job: Job) -> Iterator[Event | _Failed]:
+    try:
+        yield from _work(job, _library())
+    except MergeError as error:
+        yield _Failed(str(error))
+
+
+@cache
+def _library() -> Library:
+    """This process's own, made at the first job and so never before a worker's fork."""
+    device = default_device()
+    return Library(device, budget(device))
+
+
+def _work(job: Job, library: Library) -> Iterator[Event]:
+    places = {p.name: p for p in job.places}
+    if job.recipe and not library.has(job.identity):
+        yield from _merge(job, library)
+    elif job.recipe:
+        yield Merged(job.identity, 0.0, {})
+    if job.question:
+        with ExitStack() as stack:
+            models = {
+                column: stack.enter_context(
+                    _borrow(library, places[model]) if model else _merged(library, job.identity)
+                )
+                for column, model in job.columns.items()
+            }
+            yield from answer(job.question, models)
+
+
+def _merge(job: Job, library: Library) -> Iterator[Event]:
+    """Merge into the live model; what is chatting meanwhile stays as it is."""
+    start = time.monotonic()
+    sources = {p.name: open_folder(Path(p.folder), p.name, p.stamp) for p in job.parents}
+    decided = plan(Recipe.from_yaml(job.recipe or ""), sources)
+    dtype = chat_dtype(library.device)
+    elements = sum(step.size for step in decided.steps)
+    library.make_room(elements * dtype.itemsize if dtype else decided.size)
+    live = Live(device=library.device, dtype=dtype)
+    parents = " ".join(f"{p.name} {p.stamp}" for p in job.parents)
+    tally: Mapping[str, int] = {}
+    for progress in merge(decided, live, library.numbers(parents), device=library.device):
+        tally = progress.tally
+        yield progress
+    library.publish(job.identity, Loaded.of(live.model, live.tokenizer))
+    yield Merged(job.identity, time.monotonic() - start, tally)
+
+
+def _borrow(library: Library, place: Place):  # type: ignore[no-untyped-def]  # a context manager
+    source = open_folder(Path(place.folder), place.name, place.stamp)
+    dtype = chat_dtype(library.device)
+    size = sum(i.size * (dtype or i.dtype).itemsize for i in source.tensors.values())
+    return library.borrow(
+        f"{place.name} {place.stamp}", size, partial(load_parent, source, library.device)
+    )
+
+
+def _merged(library: Library, identity: str):  # type: ignore[no-untyped-def]  # a context manager
+    def gone() -> Loaded:
+        raise MergeError("This merge had to make room for others: press Merge again.")
+
+    return library.borrow(identity, 0, gone)

@@ -1,0 +1,142 @@
+"""Holds models within a memory budget and lends them; the only owner of models in a process.
+
+It knows how a parent is loaded, and not what a model was merged from or is asked.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from merging.errors import MergeError
+from merging.merge import Numbers
+from merging.sources import Checkpoint
+
+SHARE = 0.7
+"""Of the free memory; the rest is for keys and values, the merge's blocks, and other programs."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that can chat, with its tokenizer. Never changed once it is in a library."""
+
+    model: Any
+    tokenizer: Any
+    size: int
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any) -> "Loaded":
+        return cls(model, tokenizer, sum(p.numel() * p.itemsize for p in model.parameters()))
+
+
+def prepare() -> None:
+    """Import what the first merge and the first answer need, seconds of it, before anyone waits.
+
+    It touches no device, so that a ZeroGPU worker, forked later, finds it all imported.
+    """
+    import accelerate  # noqa: F401
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
+
+
+def chat_dtype(device: str) -> torch.dtype | None:
+    """Float32 on a CPU, where bf16 prompts are several times slower; else the checkpoint's own."""
+    return torch.float32 if device == "cpu" else None
+
+
+def load_parent(source: Checkpoint, device: str) -> Loaded:
+    """A checkpoint as a model. Raises MergeError if its files and its config do not fit."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype=chat_dtype(device) or "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise MergeError(f"{source.name} cannot be loaded ({first}): choose another.") from error
+    if report["missing_keys"]:
+        name = sorted(report["missing_keys"])[0]
+        raise MergeError(f"{source.name} lacks `{name}`: fetch it again, or choose another.")
+    return Loaded.of(model.to(device).requires_grad_(False).eval(), tokenizer)
+
+
+def budget(device: str) -> int:
+    """Bytes that models may take on `device`, from what is free now."""
+    from accelerate.utils import get_max_memory
+
+    free = get_max_memory()
+    return int(SHARE * float(free["cpu"] if device == "cpu" else free[0]))
+
+
+@dataclass
+class Library:
+    """Lends models by key. Least recently used ones leave when room is needed, lent ones never."""
+
+    device: str
+    budget: int
+    shelf: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
+    lent: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, Numbers] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def has(self, key: str) -> bool:
+        return key in self.shelf
+
+    @contextmanager
+    def borrow(self, key: str, size: int, load: Callable[[], Loaded]) -> Iterator[Loaded]:
+        """The model under `key`, loaded first if it is not here (about `size` bytes)."""
+        with self.lock:
+            if key not in self.shelf:
+                self.make_room(size)
+                self.shelf[key] = load()
+            self.shelf.move_to_end(key)
+            self.lent[key] = self.lent.get(key, 0) + 1
+            loaded = self.shelf[key]
+        try:
+            yield loaded
+        finally:
+            with self.lock:
+                self.lent[key] -= 1
+
+    def publish(self, key: str, loaded: Loaded) -> None:
+        """Put a finished merge on the shelf, under its identity."""
+        with self.lock:
+            self.shelf[key] = loaded
+            self.shelf.move_to_end(key)
+
+    def numbers(self, parents: str) -> Numbers:
+        """What merges measured on the same parents, so that the next one need not."""
+        with self.lock:
+            if parents not in self.kept:
+                self.kept.clear()  # one set of parents at a time: theirs are the next re-merge's
+                self.kept[parents] = {}
+            return self.kept[parents]
+
+    def make_room(self, size: int) -> None:
+        """Let models go until `size` bytes fit. Raises MergeError if the lent ones are too many."""
+        with self.lock:
+            for key in list(self.shelf):
+                if self._used() + size <= self.budget:
+                    return
+                if not self.lent.get(key):
+                    del self.shelf[key]
+            if self._used() + size > self.budget:
+                raise MergeError(
+                    f"This needs {size / 1e9:.1f} GB more memory, and {self._used() / 1e9:.1f} of "
+                    f"the {self.budget / 1e9:.1f} GB for models are in use: choose smaller models."
+                )
+
+    def _used(self) -> int:
+        return sum(loaded.size for loaded in self.shelf.values())

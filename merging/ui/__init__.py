@@ -1,0 +1,140 @@
+"""The page: which handler each event calls, and what launching it needs. No logic here."""
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from merging.recipe import MAX_BYTES
+from merging.sources import APP
+from merging.ui import handlers, look
+from merging.ui.api import LIMIT, endpoints
+from merging.ui.layout import Page, layout
+from merging.ui.limits import RequestCap
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LAUNCH: dict[str, Any] = {
+    "theme": look.theme(),
+    "css_paths": APP / "assets" / "page.css",
+    "head_paths": APP / "assets" / "page.html",
+    "footer_links": ["api"],
+    "ssr_mode": False,  # a second server in Node, of no use here
+    "run_history": False,  # answers would stay in a shared browser
+    "max_file_size": "1mb",
+    "app_kwargs": {"middleware": [Middleware(RequestCap)]},
+}
+"""What `launch` needs beside the page. No port and no host: the environment's hold."""
+
+
+def build() -> gr.Blocks:
+    """The whole page. Launch it with `LAUNCH`."""
+    with gr.Blocks(title="Merge playground", analytics_enabled=False) as blocks:
+
+        def folders() -> bool:
+            return is_private(blocks)
+
+        page = layout(folders)
+        _forming(page)
+        _running(page)
+        _showing(page)
+        _remembering(blocks, page)
+        endpoints(folders)
+    blocks.queue(max_size=64, default_concurrency_limit=8)
+    return blocks
+
+
+def is_private(blocks: gr.Blocks) -> bool:
+    """Whether only this machine's own user can reach the app, by the address really bound."""
+    bound = getattr(blocks, "server_name", None)
+    return bound in LOOPBACK and not blocks.share and not os.environ.get("SPACE_ID")
+
+
+def _forming(page: Page) -> None:
+    """Whatever changes the recipe, by its preset, its form or its text."""
+    form, buttons = {*page.form.inputs(), page.recipe}, page.buttons
+    _on(page.preset.input, handlers.choose_preset, page, {page.preset}, page.filled())
+    _on(buttons["swap"].click, handlers.swap, page, form, page.filled())
+    _on(buttons["use"].click, handlers.use_recipe, page, {page.recipe}, page.filled())
+    _on(buttons["check"].click, handlers.check, page, {page.recipe}, {page.notes})
+    for picker in (*page.form.pickers.values(), page.form.method):
+        _on(picker.input, handlers.change_models, page, form, page.filled())
+    for control in page.form.controls.values():
+        _on(control.input, handlers.change_form, page, form, {page.recipe, page.notes},
+            trigger_mode="always_last", queue=False)  # fmt: skip
+    space = os.environ.get("SPACE_ID", "")
+    say = f"(text) => window.playground.link(text, {json.dumps(space)})"
+    buttons["link"].click(None, [page.recipe], js=say)
+    buttons["download"].click(None, [page.recipe], js="(text) => window.playground.download(text)")
+
+
+def _running(page: Page) -> None:
+    """Whatever reaches the device, and what stops it."""
+    buttons, private = page.buttons, {"api_visibility": "private"}
+    device = {**LIMIT, **private, "show_progress": "hidden"}
+    ask = partial(handlers.ask, page)
+    merging = _on(buttons["merge"].click, handlers.merge, page, page.asking(),
+                  {page.progress, *page.answered()}, **LIMIT)  # fmt: skip
+    asking = gr.on(
+        [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
+    )
+    example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
+    trying = [
+        asking,
+        example.then(ask, page.asking(), page.answered(), **device),
+        _on(buttons["retry"].click, handlers.retry, page, page.asking(), page.answered(), **LIMIT),
+    ]
+    buttons["stop"].click(None, cancels=[*trying, merging])
+    buttons["halt"].click(None, cancels=[merging])
+    chats = {c.chat for c in page.columns.values()}
+    _on(buttons["clear"].click, handlers.clear, page, {page.visit},
+        {page.visit, page.status, *chats}, cancels=trying)  # fmt: skip
+
+
+def _showing(page: Page) -> None:
+    """Whatever only changes what is seen."""
+    page.tab.change(None, [page.tab], js="(slot) => window.playground.show(slot)")
+    base = {page.show_base, page.form.pickers["base"]}
+    for trigger in (page.show_base.change, page.form.pickers["base"].change):
+        _on(trigger, handlers.fold_base, page, base, {page.columns["base"].box}, queue=False)
+
+
+def _remembering(blocks: gr.Blocks, page: Page) -> None:
+    """Form and recipe survive a reload; a link only fills the form."""
+
+    def restore(values: Any, request: gr.Request) -> Iterator[Any]:
+        kept = values[page.kept] or {}
+        text = _linked(request) or kept.get("recipe") or page.presets[0].text
+        yield from handlers.restore(page, text, kept.get("options") or [])
+
+    hidden = {"api_visibility": "private", "show_progress": "hidden"}
+    blocks.load(restore, {page.kept}, {*page.filled(), *page.options()}, **hidden)
+    watched = [page.recipe, *page.options()]
+    gr.on(
+        [part.change for part in watched],
+        lambda text, *values: {"recipe": text, "options": list(values)},
+        watched, page.kept, queue=False, trigger_mode="always_last", **hidden,
+    )  # fmt: skip
+
+
+def _linked(request: gr.Request) -> str | None:
+    """The recipe in the page's address, if there is a readable one."""
+    code = request.query_params.get("recipe", "")
+    if not code or len(code) > 2 * MAX_BYTES:
+        return None
+    try:
+        return base64.urlsafe_b64decode(code + "=" * (-len(code) % 4)).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+
+
+def _on(
+    trigger: Any, handler: Any, page: Page, inputs: set[Any], outputs: set[Any], **options: Any
+) -> Any:
+    options = {"show_progress": "hidden", "api_visibility": "private"} | options
+    return trigger(partial(handler, page), inputs, outputs, **options)

@@ -1,0 +1,150 @@
+"""The app's three named endpoints for programs: /check, /merge and /chat, each with one JSON.
+
+The same limits and the same rules about folders hold as on the page.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial, wraps
+from typing import Any
+
+import gradio as gr
+
+from merging import gpu
+from merging.chat import Question, Reply
+from merging.errors import MergeError
+from merging.merge import Progress
+from merging.plan import plan
+from merging.recipe import Recipe
+from merging.sources import open_source
+from merging.ui import jobs
+
+LIMIT = {"concurrency_id": "device", "concurrency_limit": 4}
+
+
+def endpoints(folders: Callable[[], bool]) -> None:
+    """Add the endpoints to the Blocks at hand; `folders` says whether local folders are allowed."""
+
+    def check(recipe: str) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
+        """The plan of a recipe in YAML: {"ok", "notes", "columns", …}. Reads no weights."""
+        return _check(recipe, folders())
+
+    def merge(recipe: str) -> dict:  # type: ignore[type-arg,misc]  # a stream of dicts to gradio
+        """Merge: progress, then {"merge": id, "recipe": pinned YAML, "seconds", "sanity"}."""
+        yield from _merge(recipe, folders())
+
+    def chat(  # type: ignore[misc]  # a stream of dicts to gradio
+        merge: str, message: str, max_new_tokens: int = 256, temperature: float = 0.0, seed: int = 0
+    ) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
+        """Ask a merge (its id, or a pinned recipe) and its parents: {column: text}, growing."""
+        _check_types(text={"merge": merge, "message": message},
+                     numbers={"max_new_tokens": max_new_tokens, "temperature": temperature,
+                              "seed": seed})  # fmt: skip
+        question = Question({}, int(max_new_tokens), float(temperature), int(seed))
+        yield from _chat(merge, message, question, folders())
+
+    gr.api(check, api_name="check", concurrency_limit=8)
+    gr.api(_plainly(merge), api_name="merge", **LIMIT)
+    gr.api(_plainly(chat), api_name="chat", **LIMIT)
+
+
+def _check(text: str, folders: bool) -> dict[str, Any]:
+    try:
+        _check_types(text={"recipe": text})
+        recipe = Recipe.from_yaml(text)
+        decided = plan(recipe, find=partial(open_source, folders=folders))
+    except MergeError as error:
+        return {"ok": False, "notes": [{"level": "red", "text": str(error)}], "columns": []}
+    return {
+        "ok": True,
+        "notes": [{"level": note.level, "text": note.text} for note in decided.notes],
+        "columns": [*decided.columns, gpu.MERGED],
+        "merge": decided.identity,
+        "recipe": decided.recipe.to_yaml(),
+        "bytes": decided.size,
+        "missing": decided.missing,
+    }
+
+
+def _merge(text: str, folders: bool) -> Iterator[dict[str, Any]]:
+    _check_types(text={"recipe": text})
+    recipe = Recipe.from_yaml(text)
+    making = jobs.make(recipe, folders=folders)
+    try:
+        while True:
+            yield _progress(next(making))
+    except StopIteration as end:
+        made, job = end.value
+    jobs.keep(made)
+    for event in gpu.run(job):
+        if isinstance(event, Progress):
+            yield _progress(event)
+        elif isinstance(event, gpu.Merged):
+            yield {
+                "merge": made.identity,
+                "recipe": made.recipe,
+                "seconds": round(event.seconds, 3),
+                "sanity": None,
+            }
+
+
+def _progress(at: Any) -> dict[str, Any]:
+    return {
+        "progress": round(at.share, 4),
+        "tensor": at.tensor,
+        "gb_per_s": round(at.gb_per_s, 4),
+        "seconds_left": round(at.seconds_left, 2),
+    }
+
+
+def _chat(merge: str, message: str, options: Question, folders: bool) -> Iterator[dict[str, str]]:
+    names: tuple[str, ...] | None = None
+    if merge.strip().isalnum():
+        merge, names = jobs.kept(merge.strip())
+    recipe = Recipe.from_yaml(merge)
+    made, _ = _end(jobs.make(recipe, folders=folders))
+    columns = zip(names or made.columns, [m.model for m in recipe.models], strict=True)
+    places = _end(jobs.at_hand(dict(columns), folders=folders))
+    asked = list(places)
+    texts = dict.fromkeys([*asked, gpu.MERGED], "")
+    said = ({"role": "user", "content": message},)
+    question = Question(
+        dict.fromkeys(texts, said), options.max_new_tokens, options.temperature, options.seed
+    )
+    for event in jobs.ask(question, places, made):
+        if isinstance(event, Reply):
+            texts[event.column] = event.text
+            yield dict(texts)
+
+
+def _check_types(
+    *, text: Mapping[str, Any], numbers: Mapping[str, Any] | None = None
+) -> None:
+    """What gradio lets through unread. Raises MergeError naming the argument."""
+    for name, value in text.items():
+        if not isinstance(value, str):
+            raise MergeError(f"`{name}` is {value!r}: send text.")
+    for name, value in (numbers or {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise MergeError(f"`{name}` is {value!r}: send a number.")
+
+
+def _end(steps: Any) -> Any:
+    """Run to its end what has progress that nobody watches; returns its result."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value
+
+
+def _plainly(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """What the user can mend reaches the client as its sentence."""
+
+    @wraps(endpoint)
+    def shown(*args: Any, **kwargs: Any) -> Any:
+        try:
+            yield from endpoint(*args, **kwargs)
+        except MergeError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return shown

@@ -1,0 +1,194 @@
+"""What the page holds, card by card, and the components that its events read and write."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from merging.chat import MAX_CHARACTERS, MAX_NEW_TOKENS
+from merging.ui import form as forms
+from merging.ui import jobs, look
+from merging.ui.columns import SLOTS, Column, column
+from merging.ui.form import Form
+from merging.ui.presets import Preset, presets
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one visitor's page has beyond its form: the last merge, and what was said.
+
+    `said` has each column's messages; `asked` the last question, for a merge to answer it again.
+    """
+
+    made: jobs.Made | None = None
+    said: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
+    asked: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Every component that an event reads or writes; `folders` says if local ones are allowed."""
+
+    folders: Callable[[], bool]
+    presets: tuple[Preset, ...]
+    preset: gr.Radio
+    why: gr.HTML
+    form: Form
+    notes: gr.HTML
+    again: gr.Checkbox
+    progress: gr.HTML
+    columns: Mapping[str, Column]
+    tab: gr.Radio
+    question: gr.Textbox
+    status: gr.HTML
+    examples: gr.Dataset
+    show_base: gr.Checkbox
+    system: gr.Textbox
+    temperature: gr.Slider
+    seed: gr.Number
+    tokens: gr.Slider
+    recipe: gr.Code
+    recipe_status: gr.HTML
+    buttons: Mapping[str, gr.Button]
+    visit: gr.State
+    kept: gr.BrowserState
+
+    def options(self) -> list[Any]:
+        """What is kept in the browser beside the recipe."""
+        asked = [self.system, self.temperature, self.seed, self.tokens]
+        return [*asked, self.show_base, self.again]
+
+    def asking(self) -> set[Any]:
+        """Inputs of whatever asks models."""
+        return {
+            self.visit, self.recipe, self.question, self.form.pickers["base"], *self.options()
+        }  # fmt: skip
+
+    def answered(self) -> set[Any]:
+        """Outputs of whatever asks models."""
+        parts = {part for c in self.columns.values() for part in (c.box, c.head, c.chat)}
+        return {self.visit, self.status, self.question, *parts}
+
+    def filled(self) -> set[Any]:
+        """Outputs of whatever fills the form from a recipe."""
+        heads = {c.head for c in self.columns.values()} | {self.columns["c"].box}
+        texts = {self.recipe, self.preset, self.notes, self.recipe_status, self.why, self.examples}
+        return {*self.form.outputs(), *heads, *texts}
+
+
+def layout(folders: Callable[[], bool]) -> Page:
+    """The page, top to bottom, inside the Blocks at hand."""
+    known = presets()
+    buttons: dict[str, gr.Button] = {}
+    gr.HTML(look.HEAD)
+    with gr.Row(elem_classes=["cards"]):
+        with gr.Column(elem_classes=["card"], min_width=320, scale=6):
+            parts, pickers = _choose(known, buttons)
+        with gr.Column(elem_classes=["card"], min_width=320, scale=5):
+            parts |= _merge(pickers, buttons)
+    with gr.Column(elem_classes=["card"], elem_id="chat"):
+        parts |= _chat(known[0], buttons)
+        with gr.Accordion("Settings", open=False):
+            parts |= _settings()
+    with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
+        parts |= _recipe(known[0], buttons)
+    kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
+    return Page(
+        folders=folders, presets=known, buttons=buttons, visit=gr.State(Visit()), kept=kept, **parts
+    )  # fmt: skip
+
+
+def _small(name: str, label: str) -> gr.Button:
+    return gr.Button(label, size="sm", min_width=0, elem_id=name)
+
+
+def _choose(
+    known: tuple[Preset, ...], buttons: dict[str, gr.Button]
+) -> tuple[dict[str, Any], dict[str, gr.Dropdown]]:
+    gr.HTML(look.step(1, "Choose"))
+    preset = gr.Radio(
+        [(p.title, p.key) for p in known], value=known[0].key, label="Preset",
+        show_label=False, container=False, elem_id="preset",
+    )  # fmt: skip
+    why = gr.HTML(elem_id="why")
+    pickers = forms.pickers()
+    with gr.Row(elem_classes=["tools"]):
+        buttons["swap"] = _small("swap", "⇄ Swap A and B")
+        buttons["check"] = _small("check", "Check")
+    return {"preset": preset, "why": why, "notes": gr.HTML(elem_id="notes")}, pickers
+
+
+def _merge(pickers: dict[str, gr.Dropdown], buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.step(2, "Merge"))
+    form = forms.method_controls(pickers)
+    again = gr.Checkbox(
+        True, label="Let the merged model answer again after each merge", elem_id="again",
+        container=False,
+    )  # fmt: skip
+    with gr.Row(elem_classes=["go"]):
+        buttons["merge"] = gr.Button("Merge", variant="primary", elem_id="merge", min_width=110)
+        buttons["halt"] = gr.Button("Stop", elem_id="stop-merge", min_width=80, scale=0)
+    return {"form": form, "again": again, "progress": gr.HTML(elem_id="progress")}
+
+
+def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.step(3, "Chat", "one question to all, with the same temperature and seed"))
+    tabs = [(f"{look.MARKS[s]} {s.capitalize()}", s) for s in SLOTS]
+    tab = gr.Radio(tabs, value="merged", show_label=False, label="Column", elem_id="tabs")
+    with gr.Row(elem_id="columns", elem_classes=["show-merged"], equal_height=True):
+        columns = {slot: column(slot) for slot in SLOTS}
+    with gr.Row(elem_classes=["ask"]):
+        question = gr.Textbox(
+            placeholder="Ask all of them …  Enter asks · Shift+Enter breaks the line · Esc stops",
+            label="Question", show_label=False, lines=1, max_lines=6, scale=8,
+            elem_id="question", container=False, max_length=MAX_CHARACTERS,
+        )  # fmt: skip
+        buttons["ask"] = gr.Button("Ask", variant="primary", elem_id="ask", min_width=80, scale=0)
+        buttons["stop"] = gr.Button("Stop", elem_id="stop", min_width=70, scale=0)
+    status = gr.HTML(elem_id="status")
+    examples = gr.Dataset(
+        components=[gr.Textbox(visible=False)], samples=[[q] for q in first.questions],
+        label="Try", elem_id="examples",
+    )  # fmt: skip
+    with gr.Row(elem_classes=["tools"]):
+        buttons["retry"] = _small("retry", "↻ Retry")
+        buttons["clear"] = _small("clear", "Clear")
+        show_base = gr.Checkbox(
+            False, label="Show the base", elem_id="show-base", min_width=0, container=False
+        )
+    return {
+        "tab": tab, "columns": columns, "question": question, "status": status,
+        "examples": examples, "show_base": show_base,
+    }  # fmt: skip
+
+
+def _settings() -> dict[str, Any]:
+    parts: dict[str, Any] = {
+        "system": gr.Textbox(label="System prompt", lines=2, max_length=4000, elem_id="system")
+    }
+    with gr.Row():
+        parts["temperature"] = gr.Slider(
+            0, 2, 0, step=0.05, label="Temperature", info="0: always the likeliest token",
+            min_width=140, elem_id="temperature",
+        )  # fmt: skip
+        parts["seed"] = gr.Number(
+            0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="seed"
+        )
+        parts["tokens"] = gr.Slider(
+            8, MAX_NEW_TOKENS, 128, step=8, label="Length", info="tokens at most",
+            min_width=140, elem_id="tokens",
+        )  # fmt: skip
+    return parts
+
+
+def _recipe(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.hint("mergekit's YAML: copy it, or paste one and press Use."))
+    recipe = gr.Code(
+        first.text, language="yaml", label="Recipe", elem_id="recipe", lines=12, max_lines=30
+    )
+    with gr.Row(elem_classes=["tools"]):
+        buttons["use"] = _small("use", "Use this recipe")
+        buttons["link"] = _small("link", "Copy link")
+        buttons["download"] = _small("download", "Download")
+    return {"recipe": recipe, "recipe_status": gr.HTML(elem_id="recipe-status")}

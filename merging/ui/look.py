@@ -1,0 +1,114 @@
+"""How things look: marks, small pieces of HTML, the theme. It knows no events and no models.
+
+Whatever comes from users or models is escaped here, where it becomes HTML.
+"""
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+import gradio as gr
+
+from merging.chat import Reply
+from merging.merge import Progress
+from merging.plan import Note
+
+MARKS = {"base": "○", "a": "◆", "b": "●", "c": "▲", "merged": "✦"}
+EMBEDDED = {"assets/demo/base": "Mini", "assets/demo/a": "Ada", "assets/demo/b": "Bruno"}
+"""What the embedded models call themselves."""
+SIGNS = {"green": "✓", "amber": "!", "red": "✕"}
+HEAD = """<div class="top"><h1>Merge playground</h1>
+<p>Merge two or three models, then ask all of them at once.</p></div>"""
+
+
+def theme() -> gr.themes.Base:
+    """Neutral and calm, with the system's own fonts: nothing is fetched."""
+    font = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+    return gr.themes.Base(
+        primary_hue="slate", neutral_hue="slate", radius_size="lg", font=font,
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    )  # fmt: skip
+
+
+def step(number: int, title: str, aside: str = "") -> str:
+    return f'<h2 class="step"><i>{number}</i>{title}<span>{escape(aside)}</span></h2>'
+
+
+def notes(found: Sequence[Note]) -> str:
+    """The plan's notes, worst first."""
+    order = {"red": 0, "amber": 1, "green": 2}
+    items = "".join(
+        f'<li class="{n.level}"><b aria-label="{n.level}">{SIGNS[n.level]}</b>{_code(n.text)}</li>'
+        for n in sorted(found, key=lambda n: order[n.level])
+    )
+    return f'<ul class="notes">{items}</ul>'
+
+
+def failure(text: str) -> str:
+    """An error that stays where the user is looking."""
+    return f'<div class="failure" role="alert"><b>✕</b>{_code(text)}</div>'
+
+
+def hint(text: str) -> str:
+    return f'<p class="hint">{_code(text)}</p>'
+
+
+def about(text: str, paper: str) -> str:
+    """What a method does, and where to read more."""
+    link = f'<a href="{paper}" target="_blank" rel="noreferrer">paper</a>'
+    return f'<p class="hint">{_code(text)} {link}</p>'
+
+
+def bar(share: float, text: str) -> str:
+    width = f"{100 * min(1, max(0, share)):.0f}"
+    return (
+        f'<div class="bar" role="progressbar" aria-valuenow="{width}" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-label="Merge"><i style="width:{width}%"></i></div>'
+        f'<p class="hint" role="status">{_code(text)}</p>'
+    )
+
+
+def progress(at: Progress) -> str:
+    if at.stage == "fetch":
+        done, total = at.done / 1e9, at.total / 1e9
+        text = f"Fetching {at.tensor} · {done:.2f} of {total:.2f} GB · {1e3 * at.gb_per_s:.0f} MB/s"
+    else:
+        text = f"Merging {at.tensor} · {at.gb_per_s:.2f} GB/s"
+    left = f" · {at.seconds_left:.0f} s left" if at.seconds_left >= 1 else ""
+    return bar(at.share, text + left)
+
+
+def column_head(slot: str, title: str, stats: str = "") -> str:
+    name = {"base": "Base", "merged": "Merged"}.get(slot, slot.upper())
+    return (
+        f'<div class="head"><span class="mark {slot}">{MARKS[slot]}</span>'
+        f'<b>{name}<span class="title"> · {escape(title)}</span></b>'
+        f'<span class="stats">{escape(stats)}</span></div>'
+    )
+
+
+def stats(reply: Reply) -> str:
+    """Time to the first token, tokens a second, and why it ended."""
+    if reply.first is None:
+        return reply.ended or ""
+    parts = [f"{reply.first:.2f} s", f"{reply.speed:.0f} tok/s" if reply.speed else ""]
+    parts += [f"{reply.tokens} tokens" if reply.ended else "", reply.ended or ""]
+    return " · ".join(part for part in parts if part)
+
+
+def named(model: str) -> str:
+    """A model as the pickers list it."""
+    return f"{EMBEDDED[model]} · {model}" if model in EMBEDDED else model
+
+
+def short(model: str) -> str:
+    """A model's own name without its owner, folder or commit."""
+    if model in EMBEDDED:
+        return EMBEDDED[model]
+    path, _, revision = model.partition("@")
+    name = path.rstrip("/").rpartition("/")[2]
+    return name if re.fullmatch(r"[0-9a-f]{40}|", revision) else f"{name}@{revision}"
+
+
+def _code(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))

@@ -1,0 +1,41 @@
+"""The recipes that come with the app, and what its pickers offer; knows no components."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from merging.recipe import Recipe
+from merging.sources import APP, RESERVED
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe with its title, one sentence why, and questions that fit it."""
+
+    key: str
+    title: str
+    why: str
+    questions: tuple[str, ...]
+    text: str
+
+
+def presets(folder: Path = APP / "assets" / "recipes") -> tuple[Preset, ...]:
+    """All presets, in the order of their files' names."""
+    return tuple(_read(path) for path in sorted(folder.glob("*.yaml")))
+
+
+def offered() -> list[str]:
+    """Models that the pickers list: the embedded ones, then those of the presets."""
+    named = [name for p in presets() for name in Recipe.from_yaml(p.text).names()]
+    return list(dict.fromkeys((*RESERVED, *named)))
+
+
+def _read(path: Path) -> Preset:
+    text = path.read_text(encoding="utf-8")
+    said = dict.fromkeys(("title", "why", "ask"), "")
+    for line in text.splitlines():
+        key, _, value = line.removeprefix("#").strip().partition(":")
+        if line.startswith("#") and key in said:
+            said[key] = value.strip()
+    questions = tuple(q.strip() for q in said["ask"].split("|") if q.strip())
+    recipe = "".join(f"{line}\n" for line in text.splitlines() if not line.startswith("#"))
+    return Preset(path.stem, said["title"] or path.stem, said["why"], questions, recipe)
