@@ -22,6 +22,8 @@ from merging.recipe import Recipe
 from merging.sinks import Live
 from merging.sources import Checkpoint, open_folder
 
+EVERY = 0.15
+"""Seconds between two signs of progress: each costs the page a round trip to the browser."""
 MERGED = "merged"
 """The name of the merged model's column."""
 
@@ -146,9 +148,12 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
     live = Live(device=library.device, dtype=dtype)
     parents = " ".join(f"{p.name} {p.stamp}" for p in job.parents)
     tally: Mapping[str, int] = {}
+    shown = 0.0
     for progress in merge(decided, live, library.numbers(parents), device=library.device):
         tally = progress.tally
-        yield progress
+        if time.monotonic() - shown > EVERY:
+            shown = time.monotonic()
+            yield progress
     library.publish(job.identity, Loaded.of(live.model, live.tokenizer))
     yield Merged(job.identity, time.monotonic() - start, tally)
 

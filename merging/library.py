@@ -39,7 +39,13 @@ def prepare() -> None:
     It touches no device, so that a ZeroGPU worker, forked later, finds it all imported.
     """
     import accelerate  # noqa: F401
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GenerationConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
 
 
 def chat_dtype(device: str) -> torch.dtype | None:

@@ -5,6 +5,7 @@ The same limits and the same rules about folders hold as on the page.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial, wraps
+from math import isfinite
 from typing import Any
 
 import gradio as gr
@@ -124,7 +125,8 @@ def _check_types(
         if not isinstance(value, str):
             raise MergeError(f"`{name}` is {value!r}: send text.")
     for name, value in (numbers or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not isfinite(value):
             raise MergeError(f"`{name}` is {value!r}: send a number.")
 
 
