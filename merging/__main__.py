@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -22,8 +23,8 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 2 for anything that the user can mend."""
-    given = _parser().parse_args(arguments)
     try:
+        given = _parser().parse_args(arguments)
         given.command(given)
     except MergeError as error:
         _say(str(error))
@@ -50,7 +51,7 @@ def run(given: argparse.Namespace) -> None:
     decided = _plan(given)
     for note in decided.notes:
         if note.level != "green":
-            _say(f"{MARKS[note.level]}: {note.text}")
+            _print(f"{MARKS[note.level]}: {note.text}")  # stderr is for the one line of an error
     sink = Folder(given.out, replace=given.replace, shard=given.max_shard_size)
     device = default_device() if given.device == "auto" else given.device
     last: Progress | None = None
@@ -126,8 +127,15 @@ def _bytes(text: str) -> int:
     return size
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise MergeError(f"{message}: see `{self.prog} --help`.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m merging", description=__doc__)
+    parser = _Parser("python -m merging", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: object, help: str) -> argparse.ArgumentParser:

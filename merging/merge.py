@@ -116,7 +116,7 @@ def survey(
     """What `function` of the deltas adds up to in each tensor; the parents must be here.
 
     Deltas are to the plan's base, in the order of its models, whatever the method.
-    Raises MergeError if the recipe has no base.
+    Raises MergeError if the recipe has no base, and for values that are not finite.
     """
     if not plan.based:
         raise MergeError(
@@ -130,7 +130,10 @@ def survey(
                 read = _reader(plan, step, "cpu")
                 blocks = pool.map(lambda b, w=work, r=read: function(w.tensors(r, *b)[0]),
                                   work.blocks())  # fmt: skip
-                yield step.name, _sum(blocks)
+                total = _sum(blocks)
+                if not total.isfinite().all():
+                    raise _not_finite(plan, step)
+                yield step.name, total
 
 
 def merge_tensor(

@@ -39,7 +39,7 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, *, replace: bool = False, shard: int = SHARD) -> None:
-        self.path, self.replace, self.shard = Path(path), replace, shard
+        self.path, self.replace, self.shard = Path(path).absolute(), replace, shard
 
     def begin(self, plan: "Plan") -> None:
         """Raises MergeError if OUT_DIR exists, for another merge half-done, and a full disk."""

@@ -22,7 +22,7 @@ from merging.methods._trim import measure, trim
     models=(1, 3),
     measure=measure,
 )
-def ties(
+def ties(  # noqa: PLR0913  # four parameters as mergekit has them, two numbers of the trim
     deltas: Sequence[Tensor],
     weight: Annotated[Sequence[float], Number("share of this model in vote and sum", 1, 1, 0, 2)],
     density: Annotated[  # noqa: ARG001  # `measure` reads it, and hands over a threshold

@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 
 from merging.recipe import MAX_BYTES
 from merging.sources import APP
-from merging.ui import handlers, look
+from merging.ui import asking, choosing, look
 from merging.ui.api import LIMIT, endpoints
 from merging.ui.layout import Page, layout
 from merging.ui.limits import RequestCap
@@ -58,14 +58,14 @@ def is_private(blocks: gr.Blocks) -> bool:
 def _forming(page: Page) -> None:
     """Whatever changes the recipe, by its preset, its form or its text."""
     form, buttons = {*page.form.inputs(), page.recipe}, page.buttons
-    _on(page.preset.input, handlers.choose_preset, page, {page.preset}, page.filled())
-    _on(buttons["swap"].click, handlers.swap, page, form, page.filled())
-    _on(buttons["use"].click, handlers.use_recipe, page, {page.recipe}, page.filled())
-    _on(buttons["check"].click, handlers.check, page, {page.recipe}, {page.notes})
+    _on(page.preset.input, choosing.choose_preset, page, {page.preset}, page.filled())
+    _on(buttons["swap"].click, choosing.swap, page, form, page.filled())
+    _on(buttons["use"].click, choosing.use_recipe, page, {page.recipe}, page.filled())
+    _on(buttons["check"].click, choosing.check, page, {page.recipe}, {page.notes})
     for picker in (*page.form.pickers.values(), page.form.method):
-        _on(picker.input, handlers.change_models, page, form, page.filled())
+        _on(picker.input, choosing.change_models, page, form, page.filled())
     for control in page.form.controls.values():
-        _on(control.input, handlers.change_form, page, form, {page.recipe, page.notes},
+        _on(control.input, choosing.change_form, page, form, {page.recipe, page.notes},
             trigger_mode="always_last", queue=False)  # fmt: skip
     space = os.environ.get("SPACE_ID", "")
     say = f"(text) => window.playground.link(text, {json.dumps(space)})"
@@ -77,22 +77,22 @@ def _running(page: Page) -> None:
     """Whatever reaches the device, and what stops it."""
     buttons, private = page.buttons, {"api_visibility": "private"}
     device = {**LIMIT, **private, "show_progress": "hidden"}
-    ask = partial(handlers.ask, page)
-    merging = _on(buttons["merge"].click, handlers.merge, page, page.asking(),
+    ask = partial(asking.ask, page)
+    merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
                   {page.progress, *page.answered()}, **LIMIT)  # fmt: skip
-    asking = gr.on(
+    answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
     )
     example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
     trying = [
-        asking,
+        answering,
         example.then(ask, page.asking(), page.answered(), **device),
-        _on(buttons["retry"].click, handlers.retry, page, page.asking(), page.answered(), **LIMIT),
+        _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **LIMIT),
     ]
     buttons["stop"].click(None, cancels=[*trying, merging])
     buttons["halt"].click(None, cancels=[merging])
     chats = {c.chat for c in page.columns.values()}
-    _on(buttons["clear"].click, handlers.clear, page, {page.visit},
+    _on(buttons["clear"].click, asking.clear, page, {page.visit},
         {page.visit, page.status, *chats}, cancels=trying)  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def _showing(page: Page) -> None:
     page.tab.change(None, [page.tab], js="(slot) => window.playground.show(slot)")
     base = {page.show_base, page.form.pickers["base"]}
     for trigger in (page.show_base.change, page.form.pickers["base"].change):
-        _on(trigger, handlers.fold_base, page, base, {page.columns["base"].box}, queue=False)
+        _on(trigger, choosing.fold_base, page, base, {page.columns["base"].box}, queue=False)
 
 
 def _remembering(blocks: gr.Blocks, page: Page) -> None:
@@ -110,10 +110,11 @@ def _remembering(blocks: gr.Blocks, page: Page) -> None:
     def restore(values: Any, request: gr.Request) -> Iterator[Any]:
         kept = values[page.kept] or {}
         text = _linked(request) or kept.get("recipe") or page.presets[0].text
-        yield from handlers.restore(page, text, kept.get("options") or [])
+        yield from choosing.restore(page, text, kept.get("options") or [])
 
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
-    blocks.load(restore, {page.kept}, {*page.filled(), *page.options()}, **hidden)
+    loaded = blocks.load(restore, {page.kept}, {*page.filled(), *page.options()}, **hidden)
+    loaded.then(None, js="() => window.playground.forget()")  # else a reload would undo edits
     watched = [page.recipe, *page.options()]
     gr.on(
         [part.change for part in watched],

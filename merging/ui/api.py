@@ -117,9 +117,7 @@ def _chat(merge: str, message: str, options: Question, folders: bool) -> Iterato
             yield dict(texts)
 
 
-def _check_types(
-    *, text: Mapping[str, Any], numbers: Mapping[str, Any] | None = None
-) -> None:
+def _check_types(*, text: Mapping[str, Any], numbers: Mapping[str, Any] | None = None) -> None:
     """What gradio lets through unread. Raises MergeError naming the argument."""
     for name, value in text.items():
         if not isinstance(value, str):

@@ -1,0 +1,140 @@
+"""What the page does when the recipe changes, by its preset, its form or its text.
+
+Every handler takes the page and the values of its inputs, by component, and gives updates.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from merging.errors import MergeError
+from merging.plan import plan
+from merging.recipe import Recipe
+from merging.sources import open_source
+from merging.ui import form as forms
+from merging.ui import look
+from merging.ui.errors import Updates, Values, shows_errors
+from merging.ui.form import PARENTS
+from merging.ui.layout import Page
+from merging.ui.presets import Preset
+
+
+@shows_errors("notes")
+def choose_preset(page: Page, values: Values) -> Iterator[Updates]:
+    preset = next(p for p in page.presets if p.key == values[page.preset])
+    yield _filled(page, preset.text) | _offer(page, preset)
+    yield from _checked(page, preset.text)
+
+
+def restore(page: Page, text: str, options: list[Any]) -> Iterator[Updates]:
+    """Show what the browser kept, or what a link brought."""
+    same = [p for p in page.presets if _same(p.text, text)]
+    if same:
+        yield {page.preset: same[0].key}
+        yield from choose_preset(page, {page.preset: same[0].key})
+    else:
+        yield {page.recipe: text}
+        yield from use_recipe(page, {page.recipe: text})
+    if options:
+        yield dict(zip(page.options(), options, strict=False))
+
+
+@shows_errors("recipe_status")
+def use_recipe(page: Page, values: Values) -> Iterator[Updates]:
+    """Fill the form from pasted YAML. Nothing is fetched: the check waits for a click."""
+    text = values[page.recipe] or ""
+    yield _filled(page, text) | {page.preset: None, page.recipe_status: look.hint("Recipe in use.")}
+    yield from _checked(page, text, local=True)
+
+
+@shows_errors("notes")
+def change_form(page: Page, values: Values) -> Iterator[Updates]:
+    """A control moved: the recipe follows."""
+    yield _rewritten(page, values)
+
+
+@shows_errors("notes")
+def change_models(page: Page, values: Values) -> Iterator[Updates]:
+    """Other models or another method: the recipe follows, and is checked."""
+    updates = _rewritten(page, values)
+    three = bool(values[page.form.pickers["c"]])
+    for key, control in page.form.controls.items():
+        if key[2] == "c":
+            updates[control] = gr.update(visible=three)
+    updates |= forms.show_method(page.form, values[page.form.method], three)
+    yield updates | _titled(page, updates[page.recipe], values[page.form.pickers["base"]])
+    yield from _checked(page, updates[page.recipe])
+
+
+@shows_errors("notes")
+def swap(page: Page, values: Values) -> Iterator[Updates]:
+    a, b = (page.form.pickers[slot] for slot in ("a", "b"))
+    turned = {**values, a: values[b], b: values[a]}
+    for (method, name, slot), control in page.form.controls.items():
+        if slot == "a":
+            other = page.form.controls[method, name, "b"]
+            turned |= {control: values[other], other: values[control]}
+    text = _rewritten(page, turned)[page.recipe]
+    yield _filled(page, text) | {page.preset: None}
+    yield from _checked(page, text)
+
+
+@shows_errors("notes")
+def check(page: Page, values: Values) -> Iterator[Updates]:
+    yield from _checked(page, values[page.recipe])
+
+
+def fold_base(page: Page, values: Values) -> Updates:
+    shown = bool(values[page.show_base] and values[page.form.pickers["base"]])
+    return {page.columns["base"].box: gr.update(visible=shown)}
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two texts say the same."""
+    try:
+        return Recipe.from_yaml(one) == Recipe.from_yaml(other)
+    except MergeError:
+        return False
+
+
+def _rewritten(page: Page, values: Values) -> Updates:
+    recipe = forms.to_recipe(page.form, values, values[page.recipe] or page.presets[0].text)
+    return {page.recipe: recipe.to_yaml()}
+
+
+def _filled(page: Page, text: str) -> Updates:
+    recipe = Recipe.from_yaml(text)
+    updates = forms.fill(page.form, recipe)
+    updates |= _titled(page, text, updates[page.form.pickers["base"]])
+    return updates | {page.recipe: recipe.to_yaml(), page.recipe_status: ""}
+
+
+def _titled(page: Page, text: str, base: str | None) -> Updates:
+    """Each parent's name at the head of its column; a third column only for a third model."""
+    filled = forms.fill(page.form, Recipe.from_yaml(text))
+    names = {"base": base} | {slot: filled[page.form.pickers[slot]] for slot in PARENTS}
+    updates: Updates = {}
+    for slot, name in names.items():
+        column = page.columns[slot]
+        updates[column.head] = look.column_head(slot, look.short(name or "…"))
+        if slot == "c":
+            updates[column.box] = gr.update(visible=bool(name))
+    return updates
+
+
+def _offer(page: Page, preset: Preset) -> Updates:
+    questions = [[q] for q in preset.questions]
+    return {page.why: look.hint(preset.why), page.examples: gr.Dataset(samples=questions)}
+
+
+def _checked(page: Page, text: str, *, local: bool = False) -> Iterator[Updates]:
+    """The plan's notes. `local`: only if that needs no network."""
+    recipe = Recipe.from_yaml(text)
+    if local and not all(name.startswith("assets/demo/") for name in recipe.names()):
+        yield {page.notes: look.hint("Not checked yet: press Check, or Merge.")}
+        return
+    yield {page.notes: look.hint("Checking …")}
+    decided = plan(recipe, find=partial(open_source, folders=page.folders()))
+    yield {page.notes: look.notes(decided.notes)}

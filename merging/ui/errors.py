@@ -1,0 +1,30 @@
+"""How a handler's error reaches the page: a sentence that stays where the user is looking."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from typing import Any
+
+from merging.errors import MergeError
+from merging.ui import look
+from merging.ui.layout import Page
+
+Values = Mapping[Any, Any]
+"""What a handler is given: its inputs' values by component."""
+Updates = dict[Any, Any]
+"""What a handler gives: new values by component."""
+
+
+def shows_errors(where: str) -> Callable[[Any], Any]:
+    """Turn a MergeError into a sentence that stays in the page's `where`; bugs pass through."""
+
+    def decorate(handler: Callable[[Page, Values], Iterator[Updates]]) -> Any:
+        @wraps(handler)
+        def shown(page: Page, values: Values) -> Iterator[Updates]:
+            try:
+                yield from handler(page, values)
+            except MergeError as error:
+                yield {getattr(page, where): look.failure(str(error))}
+
+        return shown
+
+    return decorate
