@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SHARD = 5 * 10**9
 """Bytes in one file at most, as transformers and the Hub like them."""
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
+"""In which the official writer lays types out: the widest first, so that all stay aligned."""
 
 
 class Folder:
@@ -133,8 +135,7 @@ class _Shard:
 
     def __init__(self, path: Path, steps: "Sequence[Step]") -> None:
         self.path, self.draft = path, path.with_suffix(".draft")
-        # the official writer's order: it keeps every tensor aligned, and gives the same bytes
-        ordered = sorted(steps, key=lambda s: (-s.dtype.itemsize, s.name))
+        ordered = sorted(steps, key=lambda s: (ORDER.index(CODES[s.dtype]), s.name))
         self.steps, self.left = {s.name: s for s in steps}, {s.name for s in steps}
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self.offsets, end = {}, 0

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradio_client import Client
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120
 """Seconds for the app to answer; its imports take ten on a busy machine."""
@@ -65,6 +67,16 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def connected(app: App) -> Iterator[Client]:
+    """A client of an app's named endpoints."""
+    client = Client(app.url, verbose=False)
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 def _wait(app: App) -> None:

@@ -1,0 +1,179 @@
+"""Folder and Live: the same weights on disk and in memory, in the official writer's bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from merging import merge, plan
+from merging.errors import MergeError
+from merging.plan import Plan
+from merging.sinks import Folder, Live
+from tests.conftest import EXTRA, WEIGHTS, changed, loaded, recipe
+
+Pico = dict[str, Path]
+
+
+def run(decided: Plan, sink: Any) -> Any:
+    for _ in merge(decided, sink):
+        pass
+    return sink
+
+
+@pytest.fixture
+def decided(pico: Pico) -> Plan:
+    return plan(recipe("ties", [pico["a"], pico["c"]], base_model=pico["base"]))
+
+
+def answer(model: Any, tokenizer: Any) -> list[int]:
+    ids = tokenizer("w1 w2 w3", return_tensors="pt").input_ids
+    out = model.generate(ids, max_new_tokens=8, do_sample=False, attention_mask=ids != -1)
+    return list(out[0].tolist())
+
+
+def test_the_bytes_of_the_official_writer(decided: Plan, tmp_path: Path) -> None:
+    """model.safetensors equals what save_file writes for the same tensors, byte for byte."""
+    run(decided, Folder(tmp_path / "out"))
+    save_file(loaded(tmp_path / "out"), tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_mixed_and_empty_tensors_too(pico: Pico, tmp_path: Path) -> None:
+    """The same holds with integers, scalars, empty tensors and several float types in a file."""
+    more: dict[str, Tensor] = {
+        "model.ids": torch.arange(5), "model.mask": torch.tensor([True, False, True]),
+        "model.scale": torch.tensor(1.5), "model.none": torch.zeros(0, 4),
+        "model.half": torch.ones(3, dtype=torch.float16), "model.bytes": torch.ones(7).byte(),
+        "model.double": torch.ones(3, dtype=torch.float64),
+        "model.int": torch.ones(3, dtype=torch.int32),
+    }  # fmt: skip
+    parents = [changed(pico[n], tmp_path / n, tensors=more) for n in ("a", "c")]
+    run(plan(recipe("linear", parents)), Folder(tmp_path / "out"))
+    save_file(loaded(tmp_path / "out"), tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_live_and_folder_agree(source: str, pico: Pico, tmp_path: Path) -> None:
+    """The model in memory has the folder's weights and says the same, with and without new rows."""
+    chosen = recipe(
+        "ties", [pico["a"], pico["b"]], base_model=pico["base"], tokenizer_source=source
+    )
+    live = run(plan(chosen), Live())
+    run(plan(chosen), Folder(tmp_path / "out"))
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    theirs, ours = stored.state_dict(), live.model.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    said = answer(stored, AutoTokenizer.from_pretrained(tmp_path / "out"))
+    assert answer(live.model, live.tokenizer) == said and len(said) > 4
+    assert not live.model.training and not any(p.requires_grad for p in live.model.parameters())
+
+
+def test_new_tokens_come_with_their_rows(pico: Pico) -> None:
+    """Union: b's two tokens have b's rows, the config counts them, the tokenizer knows them."""
+    chosen = recipe(
+        "ties", [pico["a"], pico["b"]], base_model=pico["base"], tokenizer_source="union"
+    )
+    live = run(plan(chosen), Live())
+    b = load_file(pico["b"] / WEIGHTS)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(live.model.state_dict()[name][64:], b[name][64:])
+    assert live.model.config.vocab_size == 66
+    ids = live.tokenizer.encode(f"w5 {EXTRA[0]} w7 {EXTRA[1]}", add_special_tokens=False)
+    assert ids == [8, 64, 10, 65]
+    assert live.tokenizer.convert_ids_to_tokens(ids[1::2]) == EXTRA
+    assert live.tokenizer.decode(ids, skip_special_tokens=True).split() == ["w5", "w7"]
+
+
+def test_live_in_float32_is_the_stored_one_before_rounding(decided: Plan, tmp_path: Path) -> None:
+    """A chat in float32 loses nothing: rounded, its weights are the folder's."""
+    live = run(decided, Live(dtype=torch.float32))
+    run(decided, Folder(tmp_path / "out"))
+    stored = loaded(tmp_path / "out")
+    for name, value in live.model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value.to(torch.bfloat16), stored[name])
+
+
+def test_tied_parents_stay_tied(pico: Pico, tmp_path: Path) -> None:
+    """Parents without a head of their own give a model whose head is its embeddings."""
+    parents = [
+        changed(pico[n], tmp_path / n, tensors={"lm_head.weight": None},
+                config={"tie_word_embeddings": True})
+        for n in ("a", "c")
+    ]  # fmt: skip
+    decided = plan(recipe("linear", parents))
+    live = run(decided, Live())
+    assert live.model.config.tie_word_embeddings
+    assert live.model.lm_head.weight.data_ptr() == live.model.model.embed_tokens.weight.data_ptr()
+    run(decided, Folder(tmp_path / "out"))
+    assert "lm_head.weight" not in loaded(tmp_path / "out")
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert answer(stored, live.tokenizer) == answer(live.model, live.tokenizer)
+
+
+def test_a_tied_and_an_untied_parent_untie(pico: Pico, tmp_path: Path) -> None:
+    """One head and one shared matrix merge into a head of its own, and the config says so."""
+    tied = changed(
+        pico["c"], tmp_path / "tied", tensors={"lm_head.weight": None},
+        config={"tie_word_embeddings": True},
+    )  # fmt: skip
+    decided = plan(recipe("linear", [tied, pico["a"]], out_dtype="float32"))
+    assert any("keeps them apart" in note.text for note in decided.notes)
+    run(decided, Folder(tmp_path / "out"))
+    a, c = load_file(pico["a"] / WEIGHTS), load_file(tied / WEIGHTS)
+    wanted = (a["lm_head.weight"].float() + c["model.embed_tokens.weight"].float()) / 2
+    assert torch.allclose(loaded(tmp_path / "out")["lm_head.weight"], wanted)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["tie_word_embeddings"] is False and written["dtype"] == "float32"
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+
+
+def test_a_config_that_lies_is_told(pico: Pico, tmp_path: Path) -> None:
+    """Three layers in the config and two in the files: Live names the class and what it lacks."""
+    parents = [changed(pico[n], tmp_path / n, config={"num_hidden_layers": 3}) for n in ("a", "c")]
+    with pytest.raises(MergeError, match=r"LlamaForCausalLM lacks model\.layers\.2"):
+        run(plan(recipe("linear", parents)), Live())
+
+
+def test_a_full_disk_is_found_at_once(
+    decided: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the merge cannot fit, it says both sizes before anything is written."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 10))
+    with pytest.raises(MergeError, match=r"needs 0\.00 GB and the disk has 0\.00 GB"):
+        run(decided, Folder(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_parents_end_of_text_ends(pico: Pico, tmp_path: Path) -> None:
+    """A parent that stops at its own added token makes the merge stop there, in its numbers."""
+    ends = changed(pico["b"], tmp_path / "ends")
+    (ends / "generation_config.json").write_text(json.dumps({"eos_token_id": 65}))
+    chosen = recipe("ties", [pico["a"], ends], base_model=pico["base"], tokenizer_source="union")
+    run(plan(chosen), Folder(tmp_path / "out"))
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [2, 65]
+
+
+@pytest.mark.parametrize("name", ["a[1]", "with space", "ünï"])
+def test_odd_folder_names(name: str, decided: Plan, tmp_path: Path) -> None:
+    """A partial of another merge is seen whatever the folder is called."""
+    (tmp_path / f"{name}.partial-0").mkdir()
+    with pytest.raises(MergeError, match="another merge"):
+        run(decided, Folder(tmp_path / name))
+    (tmp_path / f"{name}.partial-0").rmdir()
+    run(decided, Folder(tmp_path / name))
+    assert (tmp_path / name / WEIGHTS).is_file()

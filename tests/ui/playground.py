@@ -1,0 +1,120 @@
+"""The page as its visitor sees it: what to press, and what to wait for. Knows ids, not looks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from playwright.sync_api import Locator, Page, expect
+
+DONE = re.compile(r"Merged in|found again")
+ENDED = re.compile(r"\d+ tokens · |too long|no words")
+OLD = "document.querySelectorAll('{}').forEach(part => part.dataset.old = '1')"
+
+
+@dataclass(frozen=True)
+class Playground:
+    """One visitor's page."""
+
+    page: Page
+
+    def part(self, id: str) -> Locator:
+        return self.page.locator(f"#{id}")
+
+    def ready(self) -> Playground:
+        """Wait until the form is filled and its recipe checked."""
+        self.part("notes").locator("li").first.wait_for()
+        return self
+
+    def stats(self, slot: str) -> Locator:
+        return self.page.locator(f"#column-{slot} .head .stats")
+
+    def answers(self, slot: str) -> list[str]:
+        """What a column's model has said, oldest first."""
+        found = self.part(f"chat-{slot}").locator("[data-testid=bot] .message-content")
+        return [text.strip() for text in found.all_inner_texts()]
+
+    def merge(self) -> None:
+        """Press Merge, and wait until the new merge stands in the progress line."""
+        self._forget(":is(.bar, .hint, .failure)", "progress")
+        self.part("merge").click()
+        self._renewed("progress", DONE)
+
+    def ask(self, question: str, slots: tuple[str, ...] = ("a", "b", "merged")) -> None:
+        """Put a question to all, and wait until these columns have finished."""
+        self.awaited(slots)
+        self.send(question)
+        self.finished(slots)
+
+    def send(self, question: str) -> None:
+        """Press Enter until the question is taken: one that comes before the last has ended is not."""
+        field = self.part("question").locator("textarea")
+        field.fill(question)
+        while field.input_value():
+            field.press("Enter")
+            self.page.wait_for_timeout(300)
+
+    def awaited(self, slots: tuple[str, ...]) -> None:
+        """Mark what these columns' heads say as old, before they are asked."""
+        for slot in slots:
+            self._forget(".head", f"column-{slot}")
+
+    def finished(self, slots: tuple[str, ...]) -> None:
+        for slot in slots:
+            self._renewed(f"column-{slot}", ENDED)
+
+    def slide(self, id: str, value: float) -> None:
+        """Type a value beside a slider, and wait until the recipe has it."""
+        field = self.part(id).locator("input[type=number]")
+        field.fill(str(value))
+        field.press("Tab")
+        name = id.split("-")[1]
+        expect(self.recipe()).to_contain_text(re.compile(rf"{name}: {value}(\.0)?(?!\d)"))
+
+    def pick(self, slot: str, model: str) -> None:
+        """Write a model's name into a picker."""
+        field = self.part(f"pick-{slot}").locator("input")
+        field.click()
+        field.fill(model)
+        if model:
+            field.press("Enter")
+        field.press("Tab")
+
+    def unfold(self, title: str) -> None:
+        """Open an accordion by its title, if it is closed."""
+        button = self.page.locator("button.label-wrap", has_text=title)
+        if "open" not in (button.get_attribute("class") or "").split():
+            button.click()
+
+    def recipe(self) -> Locator:
+        """The recipe's text."""
+        self.unfold("Recipe")
+        return self.part("recipe").locator(".cm-content")
+
+    def paste(self, text: str) -> None:
+        """Replace the recipe's text and press Use."""
+        self.recipe().click()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.insert_text(text)
+        self.part("use").click()
+
+    def option(self, label: str, value: float) -> None:
+        """Set one of the chat's settings."""
+        self.unfold("Settings")
+        field = self.page.get_by_label(f"number input for {label}")
+        field.fill(str(value))
+        field.press("Tab")
+
+    def _forget(self, what: str, where: str) -> None:
+        self.page.evaluate(OLD.format(f"#{where} {what}"))
+
+    def _renewed(self, where: str, text: re.Pattern[str]) -> None:
+        """Wait until nothing of what was marked is left and the new says `text`."""
+        self.page.wait_for_function(
+            """([where, text]) => {
+                const part = document.querySelector(where);
+                return part && !part.querySelector('[data-old]')
+                    && new RegExp(text).test(part.innerText);
+            }""",
+            arg=["#" + where, text.pattern],
+        )

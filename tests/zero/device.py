@@ -1,0 +1,69 @@
+"""A stand-in for ZeroGPU's device service: grants every request, by a worker that is always cold.
+
+Import it before `spaces`, whose own wrappers then run as on a Space. It has no GPU, and puts
+nothing in the place of the wrappers but their layer over CUDA. Requests are appended to the file
+that ZERO_LOG names, one JSON a line.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+GRANT = {"idle": False, "nvidiaIndex": 0, "nvidiaUUID": "GPU-none", "allowToken": "granted"}
+LAYER = "spaces.zero.torch"
+"""What emulates CUDA in the app's own process, and needs a build of torch that has CUDA."""
+
+
+class Service(BaseHTTPRequestHandler):
+    """Answers /schedule with a grant and everything else with an empty object."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        url = urlsplit(self.path)
+        _note({"path": url.path, **dict(parse_qsl(url.query))})
+        body = json.dumps(GRANT if url.path == "/schedule" else {}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *values: Any) -> None:
+        """Nothing on the terminal."""
+
+
+def _note(request: dict[str, Any]) -> None:
+    if path := os.environ.get("ZERO_LOG"):
+        with Path(path).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(request) + "\n")
+
+
+def _layer() -> types.ModuleType:
+    """A layer over CUDA that does nothing, by the names that `spaces` calls."""
+    layer = types.ModuleType(LAYER)
+    for name in ("enter_mode", "patch", "unpatch", "init", "move"):
+        setattr(layer, name, lambda *_, **__: None)
+    for name in ("pack", "size"):
+        setattr(layer, name, lambda *_, **__: 0)
+    layer.is_in_bad_fork = lambda: False  # type: ignore[attr-defined]
+    return layer
+
+
+def start() -> None:
+    """Serve, and tell `spaces` by its environment that this is a ZeroGPU Space."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    group = Path(tempfile.mkdtemp()) / "cgroup"
+    group.write_text("0::/zero\n")
+    os.environ["SPACES_ZERO_GPU"] = "true"
+    os.environ["SPACES_ZERO_DEVICE_API_URL"] = f"http://127.0.0.1:{server.server_port}"
+    os.environ["ZEROGPU_PROC_SELF_CGROUP_PATH"] = str(group)
+    sys.modules[LAYER] = _layer()

@@ -1,0 +1,102 @@
+"""Jobs through `gpu.run` over the fake device, as a process of their own; prints JSON of what came.
+
+`python tests/zero/jobs.py main|killed|closed|failed`
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.zero import device  # noqa: E402  # after the path is set
+
+device.start()
+
+from merging import Recipe, gpu, plan  # noqa: E402  # after `spaces` can be told where it is
+from merging.chat import Question, Reply  # noqa: E402  # likewise
+from merging.errors import MergeError  # noqa: E402  # likewise
+from merging.library import prepare  # noqa: E402  # likewise
+
+RECIPE = (ROOT / "assets" / "recipes" / "01-demo-ties.yaml").read_text(encoding="utf-8")
+
+
+def asking(words: str, tokens: int = 8) -> gpu.Job:
+    """The default preset merged, and all of its columns asked."""
+    decided = plan(Recipe.from_yaml(RECIPE))
+    job = gpu.merge_job(decided)
+    columns = {place.name: place.name for place in job.parents if not place.name.endswith("base")}
+    asked = ({"role": "user", "content": words},)
+    question = Question(dict.fromkeys((*columns, gpu.MERGED), asked), tokens)
+    return gpu.Job(
+        job.parents, job.parents, job.recipe, job.identity, {**columns, gpu.MERGED: ""}, question
+    )
+
+
+def events(job: gpu.Job) -> Iterator[Any]:
+    for event in gpu.run(job):
+        PIDS.update(child.pid for child in multiprocessing.active_children())
+        yield event
+
+
+PIDS: set[int | None] = set()
+"""Of the workers seen while a job ran; none of them is this process."""
+
+
+def main_job() -> dict[str, Any]:
+    """Merge, then ask twice: three calls, three workers."""
+    decided = plan(Recipe.from_yaml(RECIPE))
+    kinds = [type(event).__name__ for event in events(gpu.merge_job(decided))]
+    first, second = ({e.column: e.text for e in events(asking(q)) if isinstance(e, Reply)}
+                     for q in ("What is 38 + 27?", "Who are you?"))  # fmt: skip
+    made = gpu._library.cache_info().currsize
+    return {"kinds": kinds, "first": first, "second": second, "pids": len(PIDS), "made": made}
+
+
+def killed() -> dict[str, Any]:
+    """The worker dies in the middle of an answer; the next call is answered all the same."""
+    try:
+        for event in events(asking("Who are you?")):
+            if isinstance(event, Reply):
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, signal.SIGKILL)
+        said = ""
+    except MergeError as error:
+        said = str(error)
+    after = {e.column: e.text for e in events(asking("What is 38 + 27?")) if isinstance(e, Reply)}
+    return {"said": said, "after": after}
+
+
+def closed() -> dict[str, Any]:
+    """Closing the generator ends the worker's task."""
+    running = gpu.run(asking("Who are you?", 1024))
+    for event in running:
+        if isinstance(event, Reply):
+            break
+    start = time.monotonic()
+    running.close()  # type: ignore[attr-defined]  # it is a generator
+    return {"seconds": time.monotonic() - start}
+
+
+def failed() -> dict[str, Any]:
+    """A MergeError of the worker arrives as itself."""
+    job = asking("Who are you?")
+    missing = tuple(gpu.Place(p.name, p.folder + "-gone", p.stamp) for p in job.parents)
+    try:
+        list(gpu.run(gpu.Job((), missing, job.recipe, "other")))
+    except MergeError as error:
+        return {"said": str(error)}
+    return {"said": ""}
+
+
+if __name__ == "__main__":
+    prepare()
+    cases = {"main": main_job, "killed": killed, "closed": closed, "failed": failed}
+    sys.stdout.write("\n" + json.dumps(cases[sys.argv[1]]()))
