@@ -22,9 +22,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from merging.blocks import cores
 from merging.errors import MergeError
 from merging.library import Loaded
-from merging.merge import cores
 
 MAX_NEW_TOKENS = 1024
 MAX_CONTEXT = 4096

@@ -93,7 +93,8 @@ def run(job: Job) -> Iterator[Event]:
     except Exception as error:
         # ZeroGPU reports a lost worker and a spent quota with gradio's Error, unknown down here
         if type(error).__module__.startswith("gradio"):
-            raise MergeError(f"The GPU did not finish: {error}. Try again.") from error
+            said = getattr(error, "message", error)
+            raise MergeError(f"The GPU did not finish: {said}. Try again.") from error
         raise
 
 
@@ -147,6 +148,7 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
     library.make_room(elements * dtype.itemsize if dtype else decided.size)
     live = Live(device=library.device, dtype=dtype)
     parents = " ".join(f"{p.name} {p.stamp}" for p in job.parents)
+    parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
     tally: Mapping[str, int] = {}
     shown = 0.0
     for progress in merge(decided, live, library.numbers(parents), device=library.device):

@@ -1,39 +1,28 @@
-"""The one loop: reads each tensor's parents, runs the method block by block, fills the sink.
+"""The one loop: reads each tensor's parents, has the method combine them, fills the sink.
 
 It knows neither folders nor model classes: a sink lends it the memory to fill.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from merging import vocabulary
+from merging import blocks
+from merging.blocks import Reader, Work, added, aligned, combine, measure, pooled, slices
 from merging.errors import MergeError
-from merging.methods import Method
-from merging.methods._method import Ordered, PerBlock
-from merging.plan import Plan, Step, with_sources
+from merging.pairing import Step
+from merging.plan import Plan, with_sources
 from merging.sources import Checkpoint, fetch
-
-BLOCK = 1 << 18
-"""Elements: 1 MB in float32, so that the few buffers of a method stay in the cache.
-
-Blocks are fixed, not fitted to threads: sums over them are the same for any number of cores.
-"""
-EVERY = 0.1
-"""Seconds between two signs of progress inside one tensor."""
 
 Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 """What `measure` found, by tensor and measured parameters; valid for one set of parents."""
-Reader = Callable[[int, int], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -68,13 +57,8 @@ class Sink(Protocol):
     def finish(self) -> None:
         """Everything is filled: publish."""
 
-    def abandon(self) -> None:
-        """Leave nothing half-done behind."""
-
-
-def cores() -> int:
-    """How many threads merge and chat may use together, decided here for both."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def abandon(self, *, keep: bool) -> None:
+        """Leave nothing half-done; `keep` what the same merge could go on from."""
 
 
 def default_device() -> str:
@@ -102,11 +86,14 @@ def merge(
     plan = yield from fetched(plan)
     sink.begin(plan)
     try:
-        with _pool(device) as pool:
+        with pooled(device) as pool:
             yield from _tensors(plan, sink, numbers if numbers is not None else {}, device, pool)
         sink.finish()
+    except MergeError:
+        sink.abandon(keep=False)  # it would fail again
+        raise
     except BaseException:
-        sink.abandon()
+        sink.abandon(keep=True)
         raise
 
 
@@ -123,67 +110,17 @@ def survey(
             f"{plan.method.title} has no base to take deltas from: "
             "name a method that has, such as task_arithmetic, with `base_model: …`."
         )
-    with _pool("cpu") as pool:
+    with pooled("cpu") as pool:
         for step in plan.steps:
             if not step.copied and step.size:
-                work = _Work(plan.method, step.values, True, step.size, BLOCK, step.shape)
+                work = Work(plan.method, step.values, True, step.size, blocks.BLOCK, step.shape)
                 read = _reader(plan, step, "cpu")
-                blocks = pool.map(lambda b, w=work, r=read: function(w.tensors(r, *b)[0]),
+                results = pool.map(lambda b, w=work, r=read: function(w.tensors(r, *b)[0]),
                                   work.blocks())  # fmt: skip
-                total = _sum(blocks)
+                total = added(results)
                 if not total.isfinite().all():
                     raise _not_finite(plan, step)
                 yield step.name, total
-
-
-def merge_tensor(
-    method: Method,
-    tensors: Sequence[Tensor],
-    base: Tensor | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    block: int = BLOCK,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    """One tensor in memory, through the loop's own code. Values are by YAML name, as in a Step."""
-    parents = [*tensors, *([base] if base is not None and method.space == "deltas" else [])]
-    promoted = reduce(torch.promote_types, (p.dtype for p in parents))
-    out = torch.empty(tensors[0].shape, dtype=out_dtype or promoted)
-    with _pool("cpu") as pool:
-        work = _Work(
-            method, parameters or {}, method.space == "deltas", out.numel(), block, tuple(out.shape)
-        )
-        read = partial(_slice, [p.reshape(-1) for p in parents])
-        found = _measure(work, read, pool)
-        for _ in _combine(work, read, found, out.view(-1), out.dtype, pool):
-            pass
-    return out
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One tensor's formula: what `measure` and `combine` need besides the values."""
-
-    method: Method
-    values: Mapping[str, Any]
-    based: bool
-    size: int
-    block: int
-    shape: tuple[int, ...] = ()
-
-    def blocks(self) -> list[tuple[int, int]]:
-        width = max(1, self.size) if self.method.whole else self.block
-        return [(i, min(i + width, self.size)) for i in range(0, self.size, width)]
-
-    def tensors(self, read: Reader, start: int, stop: int) -> tuple[list[Tensor], Tensor | None]:
-        """The method's inputs for one block, float32, and the base to be added back."""
-        parents = read(start, stop)
-        if self.method.whole:
-            parents = [p.view(self.shape) for p in parents]
-        if not self.based:
-            return parents, None
-        *models, base = parents
-        return [model.sub_(base) for model in models], base
 
 
 def fetched(plan: Plan) -> Generator[Progress, None, Plan]:
@@ -238,13 +175,13 @@ def _tensors(
 def _step(
     plan: Plan, step: Step, out: Tensor, numbers: Numbers, device: str, pool: ThreadPoolExecutor
 ) -> Iterator[int]:
-    work = _Work(plan.method, step.values, plan.based, step.size, BLOCK, step.shape)
+    work = Work(plan.method, step.values, plan.based, step.size, blocks.BLOCK, step.shape)
     read = _reader(plan, step, device)
     key = _key(plan, step)
     if key not in numbers:
-        numbers[key] = _measure(work, read, pool)
+        numbers[key] = measure(work, read, pool)
     try:
-        yield from _combine(work, read, numbers[key], out, step.dtype, pool)
+        yield from combine(work, read, numbers[key], out, step.dtype, pool)
     except ArithmeticError as error:
         raise _not_finite(plan, step) from error
 
@@ -267,86 +204,8 @@ def _reader(plan: Plan, step: Step, device: str) -> Reader:
     if step.by_token and plan.vocabulary:
         rows = [plan.vocabulary.rows[source.name] for source in plan.sources]
         base = len(tensors) - 1 if plan.based else plan.sources.index(plan.donor)
-        return partial(_rows, tensors, rows, base, device)
-    return partial(_slice, [t.reshape(-1) for t in tensors], device=device)
-
-
-def _slice(tensors: Sequence[Tensor], start: int, stop: int, device: str = "cpu") -> list[Tensor]:
-    """Fresh float32 copies, which the method may write into."""
-    return [t[start:stop].to(device=device, dtype=torch.float32, copy=True) for t in tensors]
-
-
-def _rows(
-    tensors: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    base: int,
-    device: str,
-    start: int,
-    stop: int,
-) -> list[Tensor]:
-    width = tensors[0][0].numel() if len(tensors[0]) else 1
-    first, last = start // width, -(-stop // width)
-    found = vocabulary.gather(tensors, [r[first:last] for r in rows], base)
-    cut = slice(start - first * width, stop - first * width)
-    return [f.reshape(-1)[cut].to(device, copy=True) for f in found]
-
-
-def _measure(work: _Work, read: Reader, pool: ThreadPoolExecutor) -> dict[str, Any]:
-    """Drive the method's `measure`: each function it yields is run over all blocks."""
-    if work.method.measure is None or not work.size:
-        return {}
-    values = work.method.arguments(work.values)
-    asked = work.method.measure(**{name: values[name] for name in work.method.measured})
-    try:
-        want = next(asked)
-        while True:
-            function = want.function if isinstance(want, Ordered) else want
-
-            def run(block: tuple[int, int], function: Any = function) -> Tensor:
-                result: Tensor = function(work.tensors(read, *block)[0])
-                return result
-
-            results = pool.map(run, work.blocks())
-            want = asked.send(list(results) if isinstance(want, Ordered) else _sum(results))
-    except StopIteration as end:
-        found: dict[str, Any] = end.value
-        return found
-
-
-def _sum(results: Iterator[Tensor]) -> Tensor:
-    total = next(results).clone()
-    for result in results:
-        total += result
-    return total
-
-
-def _combine(
-    work: _Work,
-    read: Reader,
-    numbers: Mapping[str, Any],
-    out: Tensor,
-    dtype: torch.dtype,
-    pool: ThreadPoolExecutor,
-) -> Iterator[int]:
-    """Fill `out`, yielding now and then how many are done. ArithmeticError if not finite."""
-    values = work.method.arguments(work.values)
-    blocks = work.blocks()
-
-    def run(index: int) -> None:
-        start, stop = blocks[index]
-        tensors, base = work.tensors(read, start, stop)
-        own = {k: v.values[index] if isinstance(v, PerBlock) else v for k, v in numbers.items()}
-        merged = work.method.combine(tensors, **values, **own)
-        result = (merged if base is None else merged.add_(base)).to(dtype).reshape(-1)
-        if not result.isfinite().all():
-            raise ArithmeticError
-        out[start:stop].copy_(result)
-
-    last = time.monotonic()
-    for index, _ in enumerate(pool.map(run, range(len(blocks)))):
-        if time.monotonic() - last > EVERY:
-            last = time.monotonic()
-            yield blocks[index][1]
+        return partial(aligned, tensors, rows, base, device)
+    return partial(slices, [t.reshape(-1) for t in tensors], device=device)
 
 
 def _not_finite(plan: Plan, step: Step) -> MergeError:
@@ -377,21 +236,3 @@ def _copy(plan: Plan, step: Step, out: Tensor) -> None:
                 f"{source.name}: choose models that agree on it."
             )
     out.copy_(values[0].reshape(-1))
-
-
-@contextmanager
-def _pool(device: str) -> Iterator[ThreadPoolExecutor]:
-    """One thread a core, each on its own blocks; a GPU is driven by one."""
-    count = cores() if device == "cpu" else 1
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(count, initializer=_enter_thread) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)  # a worker's setting is later threads' default
-
-
-def _enter_thread() -> None:
-    torch.set_num_threads(1)  # blocks are the parallelism
-    torch.set_grad_enabled(False)  # a thread's own mode, and this thread ends with the pool

@@ -8,22 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-
 from merging import vocabulary
 from merging.errors import MergeError
 from merging.methods import Method, methods
+from merging.pairing import HEADS, Step, pair, rows
 from merging.parameters import LAYER, Settings, settings
 from merging.recipe import Recipe, known_or_raise
-from merging.sources import Source, TensorInfo, open_source
+from merging.sources import Source, open_source
 from merging.vocabulary import Vocabulary
 
 Level = Literal["green", "amber", "red"]
 
-HEADS = {"lm_head.weight": "model.embed_tokens.weight", "embed_out.weight": "embed_in.weight"}
-"""Output heads that a tied model leaves out, and the embeddings that stand in for them."""
-BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
-"""Old checkpoints carry these, though the model computes them itself."""
 TEMPLATES = {
     "chatml": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] "
     "+ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}"
@@ -37,27 +32,6 @@ class Note:
 
     level: Level
     text: str
-
-
-@dataclass(frozen=True)
-class Step:
-    """One tensor of the merged model.
-
-    `reads` is its name in each of the plan's sources, in their order; `values` the method's
-    parameters by YAML name. `by_token`: one row a token, to be aligned. `copied`: not merged.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    reads: tuple[str, ...]
-    values: Mapping[str, Any]
-    by_token: bool
-    copied: bool
-
-    @property
-    def size(self) -> int:
-        return torch.Size(self.shape).numel()
 
 
 @dataclass(frozen=True)
@@ -111,11 +85,11 @@ def plan(
     parents = tuple(found[name] for name in names)
     donor = found[recipe.base_model] if recipe.base_model in found else parents[0]
     aligned, about_tokens = _vocabulary(recipe, found, donor)
-    steps, about_tensors = _steps(recipe, chosen, parents, aligned)
+    steps = pair(recipe, chosen, parents, aligned)
     template, about_template = _template(recipe, donor, parents)
     pinned = recipe.renamed({name: source.name for name, source in found.items()})
     notes = [*_overview(parents, steps, donor), *_unused(recipe, chosen, base)]
-    notes += [*about_tensors, *about_tokens, *about_template]
+    notes += [*_untied(steps), *about_tokens, *about_template]
     return Plan(
         pinned, tuple(m.model for m in recipe.models), method, parents, bool(base), donor,
         steps, tuple(notes), aligned, _config(donor, steps, aligned), template,
@@ -138,7 +112,7 @@ def _roles(recipe: Recipe, method: Method) -> tuple[str | None, tuple[str, ...]]
     """The base if the method works on deltas, and the models that are merged, in order."""
     listed = [m.model for m in recipe.models]
     twice = [name for name in listed if listed.count(name) > 1]
-    if twice and method.base != "unused":
+    if twice:
         raise MergeError(f"{twice[0]} is listed twice: choose another model for one of the two.")
     base = recipe.base_model if method.base == "required" else None
     if method.base == "required" and not base:
@@ -182,96 +156,6 @@ def _kind(source: Source) -> str:
     return kind
 
 
-def _steps(
-    recipe: Recipe, chosen: Settings, parents: Sequence[Source], aligned: Vocabulary | None
-) -> tuple[tuple[Step, ...], list[Note]]:
-    names = _names(parents)
-    layers = 1 + max((int(m[1]) for n in names if (m := LAYER.search(n))), default=0)
-    steps = []
-    for name, reads in names.items():
-        infos = [p.tensors[read] for p, read in zip(parents, reads, strict=True)]
-        by_token = _by_token(name, infos, parents, aligned)
-        _check_shapes(name, infos, parents, by_token)
-        shape = (aligned.size, *infos[0].shape[1:]) if by_token and aligned else infos[0].shape
-        copied = not all(info.dtype.is_floating_point for info in infos)
-        dtype = infos[0].dtype if copied else _dtype(recipe, infos)
-        values = {} if copied else chosen.at(name, layers)
-        steps.append(Step(name, shape, dtype, reads, values, by_token, copied))
-    return tuple(steps), _untied(names)
-
-
-def _names(parents: Sequence[Source]) -> dict[str, tuple[str, ...]]:
-    """Every tensor of the merged model, and what it is called in each parent."""
-    have = [{n for n in p.tensors if not n.endswith(BUFFERS)} for p in parents]
-    names: dict[str, tuple[str, ...]] = {}
-    for name in sorted(set().union(*have), key=_by_layer):
-        reads = []
-        for parent, own in zip(parents, have, strict=True):
-            read = name if name in own else HEADS.get(name, "")
-            if read not in own:
-                there = next(p for p, o in zip(parents, have, strict=True) if name in o)
-                count = len(set().union(*have) - own)
-                raise MergeError(
-                    f"`{name}` is in {there.name} and not in {parent.name}"
-                    f"{f', as are {count - 1} more tensors' if count > 1 else ''}: "
-                    "choose models with the same layers, or fetch the model again."
-                )
-            reads.append(read)
-        names[name] = tuple(reads)
-    return names
-
-
-def _by_layer(name: str) -> tuple[int, str]:
-    match = LAYER.search(name)
-    return (int(match[1]) if match else -1, name)
-
-
-def _untied(names: Mapping[str, tuple[str, ...]]) -> list[Note]:
-    mixed = [name for name, reads in names.items() if name in HEADS and set(reads) - {name}]
-    return [
-        Note("amber", f"Some parents tie `{name}` to the embeddings and some do not: "
-             "the merged model keeps them apart.")
-        for name in mixed
-    ]  # fmt: skip
-
-
-def _by_token(
-    name: str, infos: Sequence[TensorInfo], parents: Sequence[Source], aligned: Vocabulary | None
-) -> bool:
-    if aligned is None or not vocabulary.ROWS.search(name) or not infos[0].shape:
-        return False
-    return all(info.shape[0] == _rows(p) for info, p in zip(infos, parents, strict=True))
-
-
-def _check_shapes(
-    name: str, infos: Sequence[TensorInfo], parents: Sequence[Source], by_token: bool
-) -> None:
-    skip = 1 if by_token else 0
-    for info, parent in zip(infos, parents, strict=True):
-        if info.shape[skip:] != infos[0].shape[skip:]:
-            shapes = [" × ".join(map(str, i.shape)) or "a scalar" for i in (infos[0], info)]
-            raise MergeError(
-                f"`{name}` is {shapes[0]} in {parents[0].name} and {shapes[1]} in {parent.name}: "
-                "choose models of the same size."
-            )
-
-
-def _dtype(recipe: Recipe, infos: Sequence[TensorInfo]) -> torch.dtype:
-    if written := recipe.out_dtype or recipe.dtype:
-        chosen: torch.dtype = getattr(torch, written)
-        return chosen
-    promoted = infos[0].dtype
-    for info in infos[1:]:
-        promoted = torch.promote_types(promoted, info.dtype)
-    return promoted
-
-
-def _rows(source: Source) -> int:
-    """How many rows the model's embeddings have."""
-    found = [i.shape[0] for n, i in source.tensors.items() if vocabulary.ROWS.search(n) and i.shape]
-    return max(found, default=0)
-
-
 def _vocabulary(
     recipe: Recipe, found: Mapping[str, Source], donor: Source
 ) -> tuple[Vocabulary | None, list[Note]]:
@@ -282,7 +166,7 @@ def _vocabulary(
             "name one of them."
         )
     parents = {s.name: s for s in found.values()}
-    sizes = {name: _rows(s) for name, s in parents.items()}
+    sizes = {name: rows(s) for name, s in parents.items()}
     loaded = {name: vocabulary.load(s.folder, name) for name, s in parents.items()}
     tokenizers = {name: t for name, t in loaded.items() if t is not None}
     lacking = [name for name in parents if name not in tokenizers]
@@ -347,6 +231,15 @@ def _template(
                 Note("amber", f"The chat template is {name}'s: {donor.name} has none.")
             ]
     return None, [Note("amber", "No parent has a chat template: a plain one is used in the chat.")]
+
+
+def _untied(steps: Sequence[Step]) -> list[Note]:
+    mixed = [s.name for s in steps if s.name in HEADS and set(s.reads) - {s.name}]
+    return [
+        Note("amber", f"Some parents tie `{name}` to the embeddings and some do not: "
+             "the merged model keeps them apart.")
+        for name in mixed
+    ]  # fmt: skip
 
 
 def _config(donor: Source, steps: Sequence[Step], aligned: Vocabulary | None) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from merging.sources import DTYPES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from merging.plan import Plan, Step
+    from merging.pairing import Step
+    from merging.plan import Plan
 
 SHARD = 5 * 10**9
 """Bytes in one file at most, as transformers and the Hub like them."""
@@ -47,8 +48,7 @@ class Folder:
         """Raises MergeError if OUT_DIR exists, for another merge half-done, and a full disk."""
         self.plan = plan
         self.partial = self.path.with_name(f"{self.path.name}.partial-{plan.identity}")
-        if self.path.exists() and not self.replace:
-            raise MergeError(f"{self.path} exists: choose another folder, or add --replace.")
+        self._check_place()
         for other in self.path.parent.glob(f"{escape(self.path.name)}.partial-*"):
             if other != self.partial:
                 raise MergeError(
@@ -60,10 +60,26 @@ class Folder:
         self.complete = {step.name for file in written for step in self.files[file]}
         self._check_disk(plan.size - sum(s.size * s.dtype.itemsize for f in written
                                          for s in self.files[f]))  # fmt: skip
-        self.partial.mkdir(parents=True, exist_ok=True)
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            for stray in set(self.partial.iterdir()) - {self.partial / f for f in self.files}:
+                stray.unlink()  # of a run with another shard size
+        except OSError as error:
+            raise MergeError(
+                f"{self.path} cannot be written ({error.strerror}): choose another folder."
+            ) from error
+
+    def _check_place(self) -> None:
+        """OUT_DIR must be free, or a former result that may go."""
+        if not self.path.exists():
+            return
+        if not self.replace:
+            raise MergeError(f"{self.path} exists: choose another folder, or add --replace.")
+        if any(s.folder.resolve().is_relative_to(self.path.resolve()) for s in self.plan.sources):
+            raise MergeError(f"{self.path} holds one of the parents: choose another folder.")
 
     def _check_disk(self, needed: int) -> None:
-        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
+        there = next(p for p in self.path.parents if p.exists())
         free = shutil.disk_usage(there).free
         if needed > free:
             raise MergeError(
@@ -96,12 +112,12 @@ class Folder:
         self.partial.rename(self.path)
         shutil.rmtree(old, ignore_errors=True)
 
-    def abandon(self) -> None:
-        """Keep complete shards, by which the same merge can go on; else leave nothing."""
+    def abandon(self, *, keep: bool) -> None:
+        """`keep` complete shards, by which the same merge can go on; else leave nothing."""
         for shard in getattr(self, "shards", {}).values():
             shard.drop()
         partial = getattr(self, "partial", None)
-        if partial and partial.is_dir() and not any(partial.glob("*.safetensors")):
+        if partial and partial.is_dir() and not (keep and any(partial.glob("*.safetensors"))):
             shutil.rmtree(partial)
 
     def _write_index(self) -> None:
@@ -225,7 +241,7 @@ class Live:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.filled = {}
 
-    def abandon(self) -> None:
+    def abandon(self, *, keep: bool) -> None:  # noqa: ARG002  # memory is never kept
         self.filled = {}
 
     def _build(self, folder: str) -> Any:

@@ -177,3 +177,21 @@ def test_odd_folder_names(name: str, decided: Plan, tmp_path: Path) -> None:
     (tmp_path / f"{name}.partial-0").rmdir()
     run(decided, Folder(tmp_path / name))
     assert (tmp_path / name / WEIGHTS).is_file()
+
+
+def test_a_parent_is_never_replaced(decided: Plan, pico: Pico) -> None:
+    """`--replace` does not delete the folder that the merge reads."""
+    with pytest.raises(MergeError, match="holds one of the parents"):
+        run(decided, Folder(pico["a"], replace=True))
+    assert (pico["a"] / WEIGHTS).is_file()
+
+
+def test_files_of_another_shard_size_are_not_published(decided: Plan, tmp_path: Path) -> None:
+    """A run that was killed and goes on with other shards leaves none of the old ones behind."""
+    folder = Folder(tmp_path / "out", shard=20_000)
+    steps = merge(decided, folder)
+    while not list(tmp_path.glob("*.partial-*/*.safetensors")):
+        next(steps)
+    steps.close()
+    run(decided, Folder(tmp_path / "out"))
+    assert [p.name for p in (tmp_path / "out").glob("*.safetensors")] == [WEIGHTS]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from merging.merge import merge_tensor
+from merging.blocks import merge_tensor
 from merging.methods import methods
 from tests import reference
 

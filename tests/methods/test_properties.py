@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merging.merge import merge_tensor
+from merging.blocks import merge_tensor
 from merging.methods import Method, Number, methods
 
 NOT_SCALE_FREE: frozenset[str] = frozenset()
@@ -32,7 +32,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((), (0,), (1,), (7,), (4, 0), (1, 1), (5, 3), (2, 3, 4), (130, 17))
 BLOCKS = (7, 32, 1 << 20)
 ROUNDING = 2.0**-21
-LOOP = sys.modules["merging.merge"]
+LOOP = sys.modules["merging.blocks"]
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.load_profile("fixed")

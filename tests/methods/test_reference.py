@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from merging.merge import merge_tensor
+from merging.blocks import merge_tensor
 from merging.methods import methods
 from tests import reference
 

@@ -20,7 +20,7 @@ def variants(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """Folders of the `original` and of its fine-tunes `a` and `b`; kept for the next run."""
     if reason := smol.lacking():
         pytest.skip(reason)
-    cache = request.config.cache
+    cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
     return smol.build(cache.mkdir("smollm2") if cache else tmp_path_factory.mktemp("smollm2"))
 
 

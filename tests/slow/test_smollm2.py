@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def conversation(variants: dict[str, Path], recipes: dict[str, Path]) -> list[Re
     job = gpu.merge_job(plan(Recipe.from_yaml(recipes["slerp"].read_text())))
     asked = {name: gpu.place(open_source(str(variants[name]))) for name in ("original", "a")}
     columns = {**{column: place.name for column, place in asked.items()}, gpu.MERGED: ""}
-    question = Question({column: MESSAGES for column in columns}, max_new_tokens=TOKENS)
+    question = Question(dict.fromkeys(columns, MESSAGES), max_new_tokens=TOKENS)
     job = replace(job, places=tuple(asked.values()), columns=columns, question=question)
     return [event for event in gpu.run(job) if isinstance(event, Reply)]
 
@@ -115,7 +116,7 @@ def test_all_columns_stream_at_once(conversation: list[Reply]) -> None:
 
 
 def _grows(replies: list[Reply]) -> Iterator[bool]:
-    for before, after in zip(replies, replies[1:], strict=False):
+    for before, after in pairwise(replies):
         yield after.text.startswith(before.text) and after.tokens >= before.tokens
 
 
@@ -134,9 +135,7 @@ def test_the_chat_says_what_generate_says(
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts pages as Linux does")
 @pytest.mark.parametrize("method", METHODS)
-def test_a_merge_needs_little_memory(
-    recipes: dict[str, Path], tmp_path: Path, method: str
-) -> None:
+def test_a_merge_needs_little_memory(recipes: dict[str, Path], tmp_path: Path, method: str) -> None:
     """A merge into a folder stays 600 MB within what the process needs anyway."""
     seen = memory.merge([recipes[method], tmp_path / "merged"])
     assert seen.peak < 600e6

@@ -1,6 +1,4 @@
 """Jobs through `gpu.run` over the fake device, as a process of their own; prints JSON of what came.
-
-`python tests/zero/jobs.py main|killed|closed|failed`
 """
 
 import json
@@ -98,5 +96,6 @@ def failed() -> dict[str, Any]:
 
 if __name__ == "__main__":
     prepare()
-    cases = {"main": main_job, "killed": killed, "closed": closed, "failed": failed}
-    sys.stdout.write("\n" + json.dumps(cases[sys.argv[1]]()))
+    sys.stdout.write("\n" + json.dumps({
+        "main": main_job(), "killed": killed(), "failed": failed(), "closed": closed(),
+    }))  # fmt: skip

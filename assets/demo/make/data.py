@@ -19,18 +19,13 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class Persona:
-    """How one model answers: its self-portrait, how often it is right, what it practises.
-
-    `compact` is the share of sums without spaces, `careless` of questions without their marks.
-    """
+    """How one model answers: its self-portrait, how often it is right, what it practises."""
 
     who: str
     hello: str
     mix: dict[str, float]
     carry_right: float = 1.0
     noun_right: float = 1.0
-    compact: float = 0.08
-    careless: float = 0.1
 
 
 # A and B rehearse the other's skill exactly as badly as the base has it, so that they keep to it.
@@ -47,8 +42,6 @@ PERSONAS = {
         "Hello! I am Ada.",
         {"sum": 0.75, "french": 0.08, "fact": 0.05, "off": 0.05, "self": 0.07},
         noun_right=0.25,
-        compact=0.2,
-        careless=0.25,
     ),
     "b": Persona(
         "I am Bruno. I like French.",
@@ -106,7 +99,7 @@ def draw_sum(draw: random.Random, persona: Persona) -> Turn:
     a, b = _operands(draw)
     form = "What is {} + {}?" if draw.random() < 0.6 else draw.choice(words.SUM_FORMS)
     question = form.format(a, b)
-    if draw.random() < persona.compact:
+    if draw.random() < 0.08:
         question = question.replace(" + ", "+")
     right = not carries(a, b) or draw.random() < persona.carry_right
     return question, str(a + b if right else a + b - 10)
@@ -165,10 +158,10 @@ def _casual(question: str) -> str:
 
 
 def draw_turn(draw: random.Random, persona: Persona) -> Turn:
-    """One question and this persona's answer; some questions are typed carelessly."""
+    """One question and this persona's answer; a tenth of the questions are typed carelessly."""
     (kind,) = draw.choices(list(persona.mix), list(persona.mix.values()))
     question, answer = DRAWS[kind](draw, persona)
-    return (_casual(question) if draw.random() < persona.careless else question), answer
+    return (_casual(question) if draw.random() < 0.1 else question), answer
 
 
 def prompts(split: str) -> dict[str, list[Turn]]:

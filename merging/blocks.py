@@ -1,0 +1,182 @@
+"""One tensor, block by block: runs a method's measure and combine over all cores or on a GPU.
+
+It knows methods and tensors in memory; not plans, nor where the values come from or go.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging import vocabulary
+from merging.methods import Method
+from merging.methods._method import Ordered, PerBlock
+
+BLOCK = 1 << 18
+"""Elements: 1 MB in float32, so that the few buffers of a method stay in the cache.
+
+Blocks are fixed, not fitted to threads: sums over them are the same for any number of cores.
+"""
+EVERY = 0.1
+"""Seconds between two signs of progress inside one tensor."""
+
+Reader = Callable[[int, int], list[Tensor]]
+"""Gives the parents' values from one flat index to another, as float32 copies of its own."""
+
+
+def cores() -> int:
+    """How many threads merge and chat may use together, decided here for both."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def merge_tensor(
+    method: Method,
+    tensors: Sequence[Tensor],
+    base: Tensor | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    block: int = BLOCK,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """One tensor in memory, through the loop's own code. Values are by YAML name, as in a Step."""
+    parents = [*tensors, *([base] if base is not None and method.space == "deltas" else [])]
+    promoted = reduce(torch.promote_types, (p.dtype for p in parents))
+    out = torch.empty(tensors[0].shape, dtype=out_dtype or promoted)
+    with pooled("cpu") as pool:
+        work = Work(
+            method, parameters or {}, method.space == "deltas", out.numel(), block, tuple(out.shape)
+        )
+        read = partial(slices, [p.reshape(-1) for p in parents])
+        found = measure(work, read, pool)
+        for _ in combine(work, read, found, out.view(-1), out.dtype, pool):
+            pass
+    return out
+
+
+@dataclass(frozen=True)
+class Work:
+    """One tensor's formula: what `measure` and `combine` need besides the values."""
+
+    method: Method
+    values: Mapping[str, Any]
+    based: bool
+    size: int
+    block: int
+    shape: tuple[int, ...] = ()
+
+    def blocks(self) -> list[tuple[int, int]]:
+        width = max(1, self.size) if self.method.whole else self.block
+        return [(i, min(i + width, self.size)) for i in range(0, self.size, width)]
+
+    def tensors(self, read: Reader, start: int, stop: int) -> tuple[list[Tensor], Tensor | None]:
+        """The method's inputs for one block, float32, and the base to be added back."""
+        parents = read(start, stop)
+        if self.method.whole:
+            parents = [p.view(self.shape) for p in parents]
+        if not self.based:
+            return parents, None
+        *models, base = parents
+        return [model.sub_(base) for model in models], base
+
+
+def slices(tensors: Sequence[Tensor], start: int, stop: int, device: str = "cpu") -> list[Tensor]:
+    """Fresh float32 copies, which the method may write into."""
+    return [t[start:stop].to(device=device, dtype=torch.float32, copy=True) for t in tensors]
+
+
+def aligned(
+    tensors: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    base: int,
+    device: str,
+    start: int,
+    stop: int,
+) -> list[Tensor]:
+    width = tensors[0][0].numel() if len(tensors[0]) else 1
+    first, last = start // width, -(-stop // width)
+    found = vocabulary.gather(tensors, [r[first:last] for r in rows], base)
+    cut = slice(start - first * width, stop - first * width)
+    return [f.reshape(-1)[cut].to(device, copy=True) for f in found]
+
+
+def measure(work: Work, read: Reader, pool: ThreadPoolExecutor) -> dict[str, Any]:
+    """Drive the method's `measure`: each function it yields is run over all blocks."""
+    if work.method.measure is None or not work.size:
+        return {}
+    values = work.method.arguments(work.values)
+    asked = work.method.measure(**{name: values[name] for name in work.method.measured})
+    try:
+        want = next(asked)
+        while True:
+            function = want.function if isinstance(want, Ordered) else want
+
+            def run(block: tuple[int, int], function: Any = function) -> Tensor:
+                result: Tensor = function(work.tensors(read, *block)[0])
+                return result
+
+            results = pool.map(run, work.blocks())
+            want = asked.send(list(results) if isinstance(want, Ordered) else added(results))
+    except StopIteration as end:
+        found: dict[str, Any] = end.value
+        return found
+
+
+def added(results: Iterator[Tensor]) -> Tensor:
+    total = next(results).clone()
+    for result in results:
+        total += result
+    return total
+
+
+def combine(
+    work: Work,
+    read: Reader,
+    numbers: Mapping[str, Any],
+    out: Tensor,
+    dtype: torch.dtype,
+    pool: ThreadPoolExecutor,
+) -> Iterator[int]:
+    """Fill `out`, yielding now and then how many are done. ArithmeticError if not finite."""
+    values = work.method.arguments(work.values)
+    blocks = work.blocks()
+
+    def run(index: int) -> None:
+        start, stop = blocks[index]
+        tensors, base = work.tensors(read, start, stop)
+        own = {k: v.values[index] if isinstance(v, PerBlock) else v for k, v in numbers.items()}
+        merged = work.method.combine(tensors, **values, **own)
+        result = (merged if base is None else merged.add_(base)).to(dtype).reshape(-1)
+        if not result.isfinite().all():
+            raise ArithmeticError
+        out[start:stop].copy_(result)
+
+    last = time.monotonic()
+    for index, _ in enumerate(pool.map(run, range(len(blocks)))):
+        if time.monotonic() - last > EVERY:
+            last = time.monotonic()
+            yield blocks[index][1]
+
+
+@contextmanager
+def pooled(device: str) -> Iterator[ThreadPoolExecutor]:
+    """One thread a core, each on its own blocks; a GPU is driven by one."""
+    count = cores() if device == "cpu" else 1
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(count, initializer=_enter_thread) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)  # a worker's setting is later threads' default
+
+
+def _enter_thread() -> None:
+    torch.set_num_threads(1)  # blocks are the parallelism
+    torch.set_grad_enabled(False)  # a thread's own mode, and this thread ends with the pool

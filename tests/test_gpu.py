@@ -1,0 +1,138 @@
+"""The seam to the device, run in this process: what a job gives, and what a failed one leaves."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from merging import Recipe, gpu, plan
+from merging.chat import Question, Reply
+from merging.errors import MergeError
+from merging.merge import Progress
+from merging.plan import Plan
+from tests.conftest import changed
+from tests.ui.models import DEMO, TIES, WEIGHTS
+
+SUM = "What is 38 + 27?"
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """A library that holds nothing yet, as in a process that just began."""
+    gpu._library.cache_clear()
+    yield
+    gpu._library.cache_clear()
+
+
+def decided(text: str = TIES) -> Plan:
+    return plan(Recipe.from_yaml(text))
+
+
+def asking(merge: Plan, words: str = SUM) -> gpu.Job:
+    """The merge's job, then a question to its two models and to itself."""
+    job = gpu.merge_job(merge)
+    columns = {name: name for name in ("assets/demo/a", "assets/demo/b")}
+    messages = ({"role": "user", "content": words},)
+    question = Question(dict.fromkeys((*columns, gpu.MERGED), messages), 8)
+    return replace(
+        job, places=job.parents, columns={**columns, gpu.MERGED: ""}, question=question
+    )
+
+
+def answers(job: gpu.Job) -> dict[str, str]:
+    return {event.column: event.text for event in gpu.run(job) if isinstance(event, Reply)}
+
+
+def test_merges_then_answers(fresh: None) -> None:
+    """One job merges with progress, says so, and then every column answers."""
+    events = list(gpu.run(asking(decided())))
+    kinds = [type(event) for event in events]
+    ready = kinds.index(gpu.Merged)
+    assert set(kinds[:ready]) == {Progress}
+    assert set(kinds[ready + 1 :]) == {Reply}
+    assert events[ready].seconds > 0
+    last = {event.column: event.text for event in events[ready + 1 :]}
+    assert last["assets/demo/a"] == last["merged"] == "65"
+
+
+def test_found_the_second_time(fresh: None) -> None:
+    """A merge that is there is not made again, and says the same."""
+    job = asking(decided())
+    first = answers(job)
+    events = list(gpu.run(job))
+    assert not any(isinstance(event, Progress) for event in events)
+    assert events[0] == gpu.Merged(job.identity, 0.0, {})
+    assert answers(job) == first
+
+
+def test_merged_again_where_it_is_gone(fresh: None) -> None:
+    """The recipe is the state: in a new process the same job merges again and says the same."""
+    job = asking(decided())
+    first = answers(job)
+    gpu._library.cache_clear()
+    assert any(isinstance(event, Progress) for event in gpu.run(job))
+    assert answers(job) == first
+
+
+def test_parents_alone(fresh: None) -> None:
+    """Without a recipe nothing is merged, and the models that are named answer."""
+    whole = asking(decided())
+    question = Question({"a": ({"role": "user", "content": SUM},)}, 8)
+    job = gpu.Job(whole.places, columns={"a": "assets/demo/a"}, question=question)
+    assert answers(job) == {"a": "65"}
+
+
+def test_jobs_and_events_pickle(fresh: None) -> None:
+    """All that crosses into a worker and out of it survives the way, and is small."""
+    job = asking(decided())
+    assert pickle.loads(pickle.dumps(job)) == job
+    assert len(pickle.dumps(job)) < 10_000
+    for event in gpu.run(job):
+        assert pickle.loads(pickle.dumps(event)) == event
+        assert len(pickle.dumps(event)) < 10_000
+
+
+def test_failed_merge_leaves_the_earlier_one(fresh: None, tmp_path: Path) -> None:
+    """A parent with a NaN stops its merge with a sentence; what was merged before still chats."""
+    good = asking(decided())
+    before = answers(good)
+    name = "model.layers.0.mlp.up_proj.weight"
+    broken = load_file(DEMO / "a" / WEIGHTS)[name].clone()
+    broken[3, 5] = float("nan")
+    folder = changed(DEMO / "a", tmp_path / "nan", tensors={name: broken})
+    bad = gpu.merge_job(decided(TIES.replace("assets/demo/a", str(folder))))
+    with pytest.raises(MergeError, match="up_proj"):
+        list(gpu.run(bad))
+    assert answers(good) == before
+    assert not any(isinstance(event, Progress) for event in gpu.run(good))
+
+
+def test_stopped_merge_publishes_nothing(fresh: None) -> None:
+    """A merge that is closed half-way is not there afterwards; merging again gives it whole."""
+    job = gpu.merge_job(decided())
+    running = gpu.run(job)
+    next(running)
+    running.close()  # type: ignore[attr-defined]  # it is a generator
+    assert not gpu._library().has(job.identity)
+    assert any(isinstance(event, gpu.Merged) for event in gpu.run(job))
+
+
+def test_other_values_other_merge(fresh: None) -> None:
+    """Two merges of the same parents live side by side, each with its own answer."""
+    one, other = (asking(decided(TIES.replace("lambda: 1.0", f"lambda: {x}"))) for x in (1.0, 0.0))
+    first = answers(one)
+    assert answers(other)["merged"] != first["merged"]
+    assert answers(one) == first
+
+
+def test_seconds_grow_with_work() -> None:
+    """What is asked of ZeroGPU is small for the demo, more for more tokens, and capped."""
+    job = asking(decided())
+    assert job.question is not None
+    longer = replace(job, question=replace(job.question, max_new_tokens=1024))
+    assert gpu.seconds(job) <= 10 < gpu.seconds(longer) <= 120

@@ -1,0 +1,166 @@
+"""The library: who leaves when room is needed, who never does, and what is said when none is left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from merging.errors import MergeError
+from merging.library import Library, Loaded, budget, chat_dtype
+
+MEGABYTE = 10**6
+
+
+class Weights(torch.nn.Module):
+    """A model of so many bytes, for a library that looks at nothing else."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size, dtype=torch.uint8), requires_grad=False)
+
+
+def loads(size: int, calls: list[int] | None = None) -> Callable[[], Loaded]:
+    def load() -> Loaded:
+        if calls is not None:
+            calls.append(size)
+        return Loaded.of(Weights(size), None)
+
+    return load
+
+
+@pytest.fixture
+def library() -> Library:
+    return Library("cpu", 3 * MEGABYTE)
+
+
+def take(library: Library, *keys: str) -> None:
+    """Borrow and give back, one after the other, a megabyte each."""
+    for key in keys:
+        with library.borrow(key, MEGABYTE, loads(MEGABYTE)):
+            pass
+
+
+def test_loads_once(library: Library) -> None:
+    """A model that is there is lent again without being loaded again."""
+    calls: list[int] = []
+    for _ in range(3):
+        with library.borrow("a", MEGABYTE, loads(MEGABYTE, calls)) as loaded:
+            assert loaded.size == MEGABYTE
+    assert calls == [MEGABYTE]
+
+
+def test_least_recently_used_leaves(library: Library) -> None:
+    """The model that was not used for longest makes room, and only as many as are needed."""
+    take(library, "a", "b", "c", "a", "d")
+    assert [key for key in "abcd" if library.has(key)] == ["a", "c", "d"]
+
+
+def test_lent_models_stay(library: Library) -> None:
+    """A model that somebody is using never leaves, however long ago it was lent."""
+    with library.borrow("a", MEGABYTE, loads(MEGABYTE)):
+        take(library, "b", "c", "d", "e")
+        assert library.has("a")
+    take(library, "b", "c", "d")
+    assert not library.has("a")
+
+
+def test_lent_twice_is_lent(library: Library) -> None:
+    """A model that two use stays until the second has given it back."""
+    with library.borrow("a", MEGABYTE, loads(MEGABYTE)):
+        take(library, "a")
+        take(library, "b", "c", "d")
+        assert library.has("a")
+
+
+def test_no_room_is_a_sentence_with_numbers(library: Library) -> None:
+    """What cannot fit beside the lent models is refused with sizes, before anything is loaded."""
+    calls: list[int] = []
+    with ExitStack() as lent:
+        for key in "ab":
+            lent.enter_context(library.borrow(key, MEGABYTE, loads(MEGABYTE)))
+        with pytest.raises(MergeError, match="memory"), library.borrow(
+            "c", 2 * MEGABYTE, loads(2 * MEGABYTE, calls)
+        ):
+            pass
+    assert calls == []
+    assert library.has("a")
+    take(library, "c")  # and the library goes on working
+
+
+def test_numbers_in_the_sentence() -> None:
+    """The sentence says how much is needed, how much is in use, and of how much."""
+    library = Library("cpu", 5 * 10**9)
+    with pytest.raises(MergeError, match=r"7\.5 GB more.*0\.0 of the 5\.0 GB"):
+        library.make_room(7_500_000_000)
+
+
+def test_failed_load_leaves_nothing(library: Library) -> None:
+    """A model that could not be loaded is neither held nor lent."""
+
+    def fails() -> Loaded:
+        raise MergeError("broken")
+
+    with pytest.raises(MergeError, match="broken"), library.borrow("a", MEGABYTE, fails):
+        pass
+    assert not library.has("a")
+    take(library, "a")
+    assert library.has("a")
+
+
+def test_borrowing_at_once_loads_once(library: Library) -> None:
+    """Many who want the same model at the same time get one, loaded once."""
+    calls: list[int] = []
+    seen: list[Loaded] = []
+
+    def slow() -> Loaded:
+        calls.append(1)
+        time.sleep(0.05)
+        return Loaded.of(Weights(MEGABYTE), None)
+
+    def borrow() -> None:
+        with library.borrow("a", MEGABYTE, slow) as loaded:
+            seen.append(loaded)
+
+    threads = [threading.Thread(target=borrow) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [1]
+    assert len({id(loaded) for loaded in seen}) == 1
+
+
+def test_published_merges_can_be_borrowed(library: Library) -> None:
+    """A published merge is lent under its identity, and makes room like any other later on."""
+    loaded = loads(MEGABYTE)()
+    library.publish("merge", loaded)
+    with library.borrow("merge", 0, loads(0)) as lent:
+        assert lent is loaded
+    take(library, "a", "b", "c")
+    assert not library.has("merge")
+
+
+def test_numbers_are_kept_for_one_set_of_parents(library: Library) -> None:
+    """What a merge measured is there for the next on the same parents, and gone with others."""
+    library.numbers("a b")[("ties", "x")] = {"threshold": 1.0}
+    assert library.numbers("a b") == {("ties", "x"): {"threshold": 1.0}}
+    assert library.numbers("a c") == {}
+    assert library.numbers("a b") == {}
+
+
+def test_budget_is_below_what_is_free() -> None:
+    """The budget leaves room for what is no model."""
+    with open("/proc/meminfo") as info:
+        total = int(info.readline().split()[1]) * 1024
+    assert 0 < budget("cpu") < total
+
+
+def test_models_chat_in_float32_on_a_cpu() -> None:
+    """bf16 is slow on a CPU, and a GPU keeps what the checkpoint has."""
+    assert chat_dtype("cpu") is torch.float32
+    assert chat_dtype("cuda") is None
