@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -53,7 +54,26 @@ class Question:
 
     def capped(self) -> "Question":
         """The same within the server's limits. Raises MergeError for what cannot be cut."""
+        self._check_messages()
+        given = (self.max_new_tokens, self.temperature, self.seed)
+        if not all(isinstance(value, int | float) for value in given):
+            raise MergeError("Length, temperature and seed must be numbers: correct them.")
+        if not 0 <= self.temperature <= 5:
+            raise MergeError(f"Temperature {self.temperature} is out of range: choose 0 to 5.")
+        if not 0 <= self.seed < 2**63:
+            raise MergeError(f"Seed {self.seed} is out of range: choose 0 to {2**63 - 1}.")
         for messages in self.conversations.values():
+            _check(messages)
+        return replace(
+            self,
+            seed=int(self.seed),
+            max_new_tokens=min(max(1, int(self.max_new_tokens)), MAX_NEW_TOKENS),
+        )
+
+    def _check_messages(self) -> None:
+        for messages in self.conversations.values():
+            if not all(isinstance(m["content"], str) for m in messages):
+                raise MergeError("The question must be text: write something to ask.")
             longest = max((len(m["content"]) for m in messages), default=0)
             if longest > MAX_CHARACTERS:
                 raise MergeError(
@@ -62,11 +82,18 @@ class Question:
                 )
             if not messages or not messages[-1]["content"].strip():
                 raise MergeError("The question is empty: write something to ask.")
-        if not 0 <= self.seed < 2**63:
-            raise MergeError(f"Seed {self.seed} is out of range: choose 0 to {2**63 - 1}.")
-        if not 0 <= self.temperature <= 5:
-            raise MergeError(f"Temperature {self.temperature} is out of range: choose 0 to 5.")
-        return replace(self, max_new_tokens=min(max(1, int(self.max_new_tokens)), MAX_NEW_TOKENS))
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not all(isinstance(m["content"], str) for m in messages):
+        raise MergeError("The question must be text: write something to ask.")
+    longest = max((len(m["content"]) for m in messages), default=0)
+    if longest > MAX_CHARACTERS:
+        raise MergeError(
+            f"A message has {longest:,} characters, and {MAX_CHARACTERS:,} are read: shorten it."
+        )
+    if not messages or not messages[-1]["content"].strip():
+        raise MergeError("The question is empty: write something to ask.")
 
 
 @dataclass(frozen=True)

@@ -129,12 +129,13 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
         yield Merged(job.identity, 0.0, {})
     if job.question:
         with ExitStack() as stack:
-            models = {
-                column: stack.enter_context(
+            lent = {
+                model: stack.enter_context(
                     _borrow(library, places[model]) if model else _merged(library, job.identity)
                 )
-                for column, model in job.columns.items()
-            }
+                for model in sorted(set(job.columns.values()))  # the merge first: parents that
+            }  # are loaded could push it out
+            models = {column: lent[model] for column, model in job.columns.items()}
             yield from answer(job.question, models)
 
 

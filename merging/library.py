@@ -14,6 +14,7 @@ import torch
 
 from merging.errors import MergeError
 from merging.merge import Numbers
+from merging.sinks import BUILDING
 from merging.sources import Checkpoint
 
 SHARE = 0.7
@@ -60,14 +61,15 @@ def load_parent(source: Checkpoint, device: str) -> Loaded:
 
     disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.folder,
-            dtype=chat_dtype(device) or "auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with BUILDING:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                dtype=chat_dtype(device) or "auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]

@@ -256,6 +256,8 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def _load(text: str) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise MergeError("The recipe must be text in mergekit's YAML: start from a preset.")
     if len(text.encode()) > MAX_BYTES:
         raise MergeError(f"The recipe is larger than {MAX_BYTES // 1024} KB: that is no recipe.")
     try:

@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import tempfile
+import threading
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,6 +204,11 @@ def _reserve(path: Path, head: bytes, size: int) -> None:
             ) from error
 
 
+BUILDING = threading.Lock()
+"""Held while a model's class is built: accelerate and transformers change torch's own functions,
+and its default dtype, for the whole process meanwhile."""
+
+
 class Live:
     """A model in memory, ready to chat when the merge ends. `dtype` None keeps the plan's.
 
@@ -249,13 +255,14 @@ class Live:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with init_empty_weights():
+        with BUILDING, init_empty_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=self.dtype or torch.float32)
         prefix = f"{model.base_model_prefix}."
         wanted = model.state_dict().keys()
         weights = {n if n in wanted else prefix + n: t for n, t in self.filled.items()}
         found = model.load_state_dict(weights, strict=False, assign=True)
-        model.tie_weights()
+        with BUILDING:
+            model.tie_weights()
         lacking = [name for name, p in model.named_parameters() if p.is_meta]
         if lacking or found.unexpected_keys:
             names = (lacking or found.unexpected_keys)[:3]

@@ -21,7 +21,7 @@ from tests.ui.models import DEMO, TIES, WEIGHTS
 SUM = "What is 38 + 27?"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """A library that holds nothing yet, as in a process that just began."""
     gpu._library.cache_clear()
@@ -39,16 +39,14 @@ def asking(merge: Plan, words: str = SUM) -> gpu.Job:
     columns = {name: name for name in ("assets/demo/a", "assets/demo/b")}
     messages = ({"role": "user", "content": words},)
     question = Question(dict.fromkeys((*columns, gpu.MERGED), messages), 8)
-    return replace(
-        job, places=job.parents, columns={**columns, gpu.MERGED: ""}, question=question
-    )
+    return replace(job, places=job.parents, columns={**columns, gpu.MERGED: ""}, question=question)
 
 
 def answers(job: gpu.Job) -> dict[str, str]:
     return {event.column: event.text for event in gpu.run(job) if isinstance(event, Reply)}
 
 
-def test_merges_then_answers(fresh: None) -> None:
+def test_merges_then_answers() -> None:
     """One job merges with progress, says so, and then every column answers."""
     events = list(gpu.run(asking(decided())))
     kinds = [type(event) for event in events]
@@ -60,7 +58,7 @@ def test_merges_then_answers(fresh: None) -> None:
     assert last["assets/demo/a"] == last["merged"] == "65"
 
 
-def test_found_the_second_time(fresh: None) -> None:
+def test_found_the_second_time() -> None:
     """A merge that is there is not made again, and says the same."""
     job = asking(decided())
     first = answers(job)
@@ -70,7 +68,7 @@ def test_found_the_second_time(fresh: None) -> None:
     assert answers(job) == first
 
 
-def test_merged_again_where_it_is_gone(fresh: None) -> None:
+def test_merged_again_where_it_is_gone() -> None:
     """The recipe is the state: in a new process the same job merges again and says the same."""
     job = asking(decided())
     first = answers(job)
@@ -79,7 +77,7 @@ def test_merged_again_where_it_is_gone(fresh: None) -> None:
     assert answers(job) == first
 
 
-def test_parents_alone(fresh: None) -> None:
+def test_parents_alone() -> None:
     """Without a recipe nothing is merged, and the models that are named answer."""
     whole = asking(decided())
     question = Question({"a": ({"role": "user", "content": SUM},)}, 8)
@@ -87,7 +85,7 @@ def test_parents_alone(fresh: None) -> None:
     assert answers(job) == {"a": "65"}
 
 
-def test_jobs_and_events_pickle(fresh: None) -> None:
+def test_jobs_and_events_pickle() -> None:
     """All that crosses into a worker and out of it survives the way, and is small."""
     job = asking(decided())
     assert pickle.loads(pickle.dumps(job)) == job
@@ -97,7 +95,7 @@ def test_jobs_and_events_pickle(fresh: None) -> None:
         assert len(pickle.dumps(event)) < 10_000
 
 
-def test_failed_merge_leaves_the_earlier_one(fresh: None, tmp_path: Path) -> None:
+def test_failed_merge_leaves_the_earlier_one(tmp_path: Path) -> None:
     """A parent with a NaN stops its merge with a sentence; what was merged before still chats."""
     good = asking(decided())
     before = answers(good)
@@ -112,7 +110,7 @@ def test_failed_merge_leaves_the_earlier_one(fresh: None, tmp_path: Path) -> Non
     assert not any(isinstance(event, Progress) for event in gpu.run(good))
 
 
-def test_stopped_merge_publishes_nothing(fresh: None) -> None:
+def test_stopped_merge_publishes_nothing() -> None:
     """A merge that is closed half-way is not there afterwards; merging again gives it whole."""
     job = gpu.merge_job(decided())
     running = gpu.run(job)
@@ -122,7 +120,7 @@ def test_stopped_merge_publishes_nothing(fresh: None) -> None:
     assert any(isinstance(event, gpu.Merged) for event in gpu.run(job))
 
 
-def test_other_values_other_merge(fresh: None) -> None:
+def test_other_values_other_merge() -> None:
     """Two merges of the same parents live side by side, each with its own answer."""
     one, other = (asking(decided(TIES.replace("lambda: 1.0", f"lambda: {x}"))) for x in (1.0, 0.0))
     first = answers(one)

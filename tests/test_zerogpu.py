@@ -1,4 +1,4 @@
-"""The main job over the real `spaces` wrappers, with a fake device whose workers are always cold."""
+"""The main job over the real `spaces` wrappers; the device is fake, its workers always cold."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def came(log: Path) -> dict[str, Any]:
     """What a process saw that ran jobs through `gpu.run`."""
     settings = environment(log.parent, ZERO_LOG=str(log))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(ZERO / "jobs.py")],
+        [sys.executable, "-W", "ignore", str(ZERO / "start.py"), str(ZERO / "jobs.py")],
         cwd=ROOT, env=settings, capture_output=True, text=True, timeout=150,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -90,7 +90,7 @@ def test_app_on_zerogpu(tmp_path: Path) -> None:
     log = tmp_path / "requests"
     told = base64.urlsafe_b64encode(json.dumps({"user": "someone"}).encode()).decode().rstrip("=")
     token = f"e30.{told}.signed"
-    start = (str(ZERO / "app.py"),)
+    start = (str(ZERO / "start.py"), "app.py")
     with running(tmp_path, start, ZERO_LOG=str(log), SPACE_ID="org/space") as app:
         client = Client(app.url, verbose=False, headers={"x-ip-token": token})
         made = client.predict(TIES, api_name="/merge")["merge"]

@@ -23,7 +23,7 @@ LAUNCH: dict[str, Any] = {
     "theme": look.theme(),
     "css_paths": APP / "assets" / "page.css",
     "head_paths": APP / "assets" / "page.html",
-    "footer_links": ["api"],
+    "footer_links": ["api", "settings"],
     "ssr_mode": False,  # a second server in Node, of no use here
     "run_history": False,  # answers would stay in a shared browser
     "max_file_size": "1mb",

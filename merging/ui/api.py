@@ -3,9 +3,8 @@
 The same limits and the same rules about folders hold as on the page.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial, wraps
-from math import isfinite
 from typing import Any
 
 import gradio as gr
@@ -37,10 +36,7 @@ def endpoints(folders: Callable[[], bool]) -> None:
         merge: str, message: str, max_new_tokens: int = 256, temperature: float = 0.0, seed: int = 0
     ) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
         """Ask a merge (its id, or a pinned recipe) and its parents: {column: text}, growing."""
-        _check_types(text={"merge": merge, "message": message},
-                     numbers={"max_new_tokens": max_new_tokens, "temperature": temperature,
-                              "seed": seed})  # fmt: skip
-        question = Question({}, int(max_new_tokens), float(temperature), int(seed))
+        question = Question({}, max_new_tokens, temperature, seed)
         yield from _chat(merge, message, question, folders())
 
     gr.api(check, api_name="check", concurrency_limit=8)
@@ -50,7 +46,6 @@ def endpoints(folders: Callable[[], bool]) -> None:
 
 def _check(text: str, folders: bool) -> dict[str, Any]:
     try:
-        _check_types(text={"recipe": text})
         recipe = Recipe.from_yaml(text)
         decided = plan(recipe, find=partial(open_source, folders=folders))
     except MergeError as error:
@@ -67,7 +62,6 @@ def _check(text: str, folders: bool) -> dict[str, Any]:
 
 
 def _merge(text: str, folders: bool) -> Iterator[dict[str, Any]]:
-    _check_types(text={"recipe": text})
     recipe = Recipe.from_yaml(text)
     making = jobs.make(recipe, folders=folders)
     try:
@@ -99,7 +93,7 @@ def _progress(at: Any) -> dict[str, Any]:
 
 def _chat(merge: str, message: str, options: Question, folders: bool) -> Iterator[dict[str, str]]:
     names: tuple[str, ...] | None = None
-    if merge.strip().isalnum():
+    if isinstance(merge, str) and merge.strip().isalnum():
         merge, names = jobs.kept(merge.strip())
     recipe = Recipe.from_yaml(merge)
     made, _ = _end(jobs.make(recipe, folders=folders))
@@ -115,17 +109,6 @@ def _chat(merge: str, message: str, options: Question, folders: bool) -> Iterato
         if isinstance(event, Reply):
             texts[event.column] = event.text
             yield dict(texts)
-
-
-def _check_types(*, text: Mapping[str, Any], numbers: Mapping[str, Any] | None = None) -> None:
-    """What gradio lets through unread. Raises MergeError naming the argument."""
-    for name, value in text.items():
-        if not isinstance(value, str):
-            raise MergeError(f"`{name}` is {value!r}: send text.")
-    for name, value in (numbers or {}).items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not isfinite(value):
-            raise MergeError(f"`{name}` is {value!r}: send a number.")
 
 
 def _end(steps: Any) -> Any:

@@ -6,6 +6,7 @@ shared folder stands behind: the mapped parents and the mapped result are not in
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -29,11 +30,19 @@ sys.exit(main(["run", *sys.argv[1:]]))
 
 @dataclass(frozen=True)
 class Seen:
-    """Seconds of the merge and of the whole process, and bytes at the peak above idle."""
+    """Seconds of the merge and of the whole process, and of all cores' work for the latter; bytes
+    at the peak above idle."""
 
     merge: float
     whole: float
+    cpu: float
     peak: int
+
+
+def spent() -> float:
+    """Seconds that cores have worked for this process's children, those that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def anonymous(process: int, page: int = PAGE) -> int:
@@ -56,7 +65,7 @@ def watched(process: subprocess.Popen[str], page: int = PAGE) -> int:
 
 def merge(arguments: Sequence[str | Path]) -> Seen:
     """Run one merge in a process of its own. Raises RuntimeError if it fails."""
-    start = time.monotonic()
+    start, before = time.monotonic(), spent()
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, *map(str, arguments)],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -70,4 +79,4 @@ def merge(arguments: Sequence[str | Path]) -> Seen:
     end = time.monotonic()
     if process.returncode:
         raise RuntimeError(f"merging ended with {process.returncode}: its message is above.")
-    return Seen(end - ready, end - start, peak - idle)
+    return Seen(end - ready, end - start, spent() - before, peak - idle)

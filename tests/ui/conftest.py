@@ -14,9 +14,6 @@ from tests.ui.playground import Playground
 from tests.ui.running import App, running
 
 
-collect_ignore = ["offline"]  # for processes that are started with it on their path
-
-
 @pytest.fixture(scope="session")
 def local_hub() -> Iterator[LocalHub]:
     """A Hub that has the demo models as `org/base`, `org/a` and `org/b`."""

@@ -47,7 +47,7 @@ class Playground:
         self.finished(slots)
 
     def send(self, question: str) -> None:
-        """Press Enter until the question is taken: one that comes before the last has ended is not."""
+        """Press Enter until the question is taken: not before the last one has ended."""
         field = self.part("question").locator("textarea")
         field.fill(question)
         while field.input_value():

@@ -45,9 +45,7 @@ def environment(home: Path, **changes: str) -> dict[str, str]:
 
 
 @contextmanager
-def running(
-    home: Path, start: Sequence[str] = ("app.py",), **changes: str
-) -> Iterator[App]:
+def running(home: Path, start: Sequence[str] = ("app.py",), **changes: str) -> Iterator[App]:
     """`python app.py` on a free port, until the block ends."""
     home.mkdir(parents=True, exist_ok=True)
     port, log = _free_port(), home / "app.log"

@@ -22,7 +22,7 @@ def _cut_off(log: Path) -> dict[str, str]:
 
 
 def test_the_cut_is_real(tmp_path: Path) -> None:
-    """What the next test relies on: a process that asks for a name or an address is written down."""
+    """Whoever asks for a name or an address is written down, as the next test relies on."""
     log = tmp_path / "wanted"
     tries = """
 import socket

@@ -32,7 +32,7 @@ def test_parents_answer_before_any_merge(visit: Visit) -> None:
 
 
 def test_main_job(visit: Visit) -> None:
-    """The default preset merges, and one question is answered by all, the merge having both skills."""
+    """The default preset merges, and all answer one question, the merge with both skills."""
     playground = visit().ready()
     playground.merge()
     playground.ask(SUM)
@@ -89,6 +89,21 @@ def test_all_stream_together_and_stop_stops(visit: Visit, app: App, long_recipe:
     assert app.processor_seconds() - used < 0.5
     assert [playground.answers(slot) for slot in ("a", "b", "merged")] == stopped
     assert all(len(said[0]) > 60 for said in stopped)
+
+
+def test_a_closed_page_is_answered_no_longer(visit: Visit, app: App, long_recipe: str) -> None:
+    """Who closes the page in the middle of an answer frees the device."""
+    playground = visit().ready()
+    playground.paste(long_recipe)
+    expect(playground.part("recipe-status")).to_contain_text("in use")
+    playground.option("Length", 1024)
+    playground.send(SUM)
+    expect(playground.stats("a")).to_contain_text("tok/s")
+    playground.page.close()
+    time.sleep(1.5)
+    used = app.processor_seconds()
+    time.sleep(1.5)
+    assert app.processor_seconds() - used < 0.5
 
 
 def _grown(playground: Playground, length: int) -> list[int]:
@@ -251,12 +266,14 @@ def test_retry_and_clear(visit: Visit) -> None:
     playground.finished(("a", "b"))
     assert playground.answers("a") == ["65"]
     playground.part("clear").click()
-    expect(playground.part("chat-a").locator("[data-testid]:is([data-testid=bot])")).to_have_count(0)
+    expect(playground.part("chat-a").locator("[data-testid]:is([data-testid=bot])")).to_have_count(
+        0
+    )
     assert playground.answers("b") == []
 
 
 def test_system_prompt_reaches_the_models(visit: Visit) -> None:
-    """The system prompt is part of what the models read: a long one leaves no room for an answer."""
+    """The system prompt is read by the models: a long one leaves no room for an answer."""
     playground = visit().ready()
     playground.unfold("Settings")
     playground.page.get_by_label("System prompt").fill("one two three four " * 200)

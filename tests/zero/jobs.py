@@ -1,5 +1,4 @@
-"""Jobs through `gpu.run` over the fake device, as a process of their own; prints JSON of what came.
-"""
+"""Jobs through `gpu.run`, for `start.py` to run over the fake device; prints what came."""
 
 import json
 import multiprocessing
@@ -11,18 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from merging import Recipe, gpu, plan
+from merging.chat import Question, Reply
+from merging.errors import MergeError
+from merging.library import prepare
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tests.zero import device  # noqa: E402  # after the path is set
-
-device.start()
-
-from merging import Recipe, gpu, plan  # noqa: E402  # after `spaces` can be told where it is
-from merging.chat import Question, Reply  # noqa: E402  # likewise
-from merging.errors import MergeError  # noqa: E402  # likewise
-from merging.library import prepare  # noqa: E402  # likewise
-
 RECIPE = (ROOT / "assets" / "recipes" / "01-demo-ties.yaml").read_text(encoding="utf-8")
 
 

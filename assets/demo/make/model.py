@@ -55,7 +55,9 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write weights (bfloat16), config and tokenizer; plain files that any transformers reads."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().bfloat16().contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # written for its owner alone
     config = {**CONFIG, "vocab_size": tokenizer.get_vocab_size()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}

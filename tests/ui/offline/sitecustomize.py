@@ -5,10 +5,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
-LOG = Path(os.environ["OFFLINE_LOG"])
+LOG = Path(os.environ.get("OFFLINE_LOG", os.devnull))
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 
-_look_up, _connect, _connect_ex = socket.getaddrinfo, socket.socket.connect, socket.socket.connect_ex
+_look_up, _connect, _connect_ex = (
+    socket.getaddrinfo,
+    socket.socket.connect,
+    socket.socket.connect_ex,
+)
 
 
 def _refused(name: Any) -> bool:
@@ -40,5 +44,6 @@ class Socket(socket.socket):
         return _connect_ex(self, address)
 
 
-socket.getaddrinfo = getaddrinfo
-socket.socket = Socket  # type: ignore[misc]
+if __name__ == "sitecustomize":  # as Python itself imports it
+    socket.getaddrinfo = getaddrinfo
+    socket.socket = Socket  # type: ignore[misc]
