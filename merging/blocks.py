@@ -5,8 +5,9 @@ It knows methods and tensors in memory; not plans, nor where the values come fro
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -26,6 +27,8 @@ Blocks are fixed, not fitted to threads: sums over them are the same for any num
 """
 EVERY = 0.1
 """Seconds between two signs of progress inside one tensor."""
+WAITING = 16
+"""Blocks at most that are done or under way before their results are taken."""
 
 Reader = Callable[[int, int], list[Tensor]]
 """Gives the parents' values from one flat index to another, as float32 copies of its own."""
@@ -121,11 +124,24 @@ def measure(work: Work, read: Reader, pool: ThreadPoolExecutor) -> dict[str, Any
                 result: Tensor = function(work.tensors(read, *block)[0])
                 return result
 
-            results = pool.map(run, work.blocks())
+            results = in_order(pool, run, work.blocks())
             want = asked.send(list(results) if isinstance(want, Ordered) else added(results))
     except StopIteration as end:
         found: dict[str, Any] = end.value
         return found
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]
+) -> Iterator[Any]:
+    """Results in the order of `items`, with few of them waiting: a histogram is a megabyte."""
+    waiting: deque[Future[Any]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > WAITING:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def added(results: Iterator[Tensor]) -> Tensor:
@@ -158,7 +174,7 @@ def combine(
         out[start:stop].copy_(result)
 
     last = time.monotonic()
-    for index, _ in enumerate(pool.map(run, range(len(blocks)))):
+    for index, _ in enumerate(in_order(pool, run, range(len(blocks)))):
         if time.monotonic() - last > EVERY:
             last = time.monotonic()
             yield blocks[index][1]
@@ -169,6 +185,8 @@ def pooled(device: str) -> Iterator[ThreadPoolExecutor]:
     """One thread a core, each on its own blocks; a GPU is driven by one."""
     count = cores() if device == "cpu" else 1
     threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)  # this thread adds up results, and must not fight the workers
     with ThreadPoolExecutor(count, initializer=_enter_thread) as pool:
         try:
             yield pool

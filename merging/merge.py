@@ -115,8 +115,11 @@ def survey(
             if not step.copied and step.size:
                 work = Work(plan.method, step.values, True, step.size, blocks.BLOCK, step.shape)
                 read = _reader(plan, step, "cpu")
-                results = pool.map(lambda b, w=work, r=read: function(w.tensors(r, *b)[0]),
-                                  work.blocks())  # fmt: skip
+
+                def run(block: tuple[int, int], work: Work = work, read: Reader = read) -> Tensor:
+                    return function(work.tensors(read, *block)[0])
+
+                results = blocks.in_order(pool, run, work.blocks())
                 total = added(results)
                 if not total.isfinite().all():
                     raise _not_finite(plan, step)

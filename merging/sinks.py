@@ -241,7 +241,8 @@ class Live:
 
         with tempfile.TemporaryDirectory() as folder:
             write_companions(self.plan, Path(folder))
-            self.model = self._build(folder)
+            with BUILDING:
+                self.model = self._build(folder)
             if (Path(folder) / "generation_config.json").is_file():
                 self.model.generation_config = GenerationConfig.from_pretrained(folder)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -255,14 +256,13 @@ class Live:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with BUILDING, init_empty_weights():
+        with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=self.dtype or torch.float32)
         prefix = f"{model.base_model_prefix}."
         wanted = model.state_dict().keys()
         weights = {n if n in wanted else prefix + n: t for n, t in self.filled.items()}
         found = model.load_state_dict(weights, strict=False, assign=True)
-        with BUILDING:
-            model.tie_weights()
+        model.tie_weights()
         lacking = [name for name, p in model.named_parameters() if p.is_meta]
         if lacking or found.unexpected_keys:
             names = (lacking or found.unexpected_keys)[:3]

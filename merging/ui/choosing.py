@@ -35,8 +35,8 @@ def restore(page: Page, text: str, options: list[Any]) -> Iterator[Updates]:
         yield {page.preset: same[0].key}
         yield from choose_preset(page, {page.preset: same[0].key})
     else:
-        yield {page.recipe: text}
-        yield from use_recipe(page, {page.recipe: text})
+        yield {page.recipe: text, page.preset: None}
+        yield from open_recipe(page, {page.recipe: text})
     if options:
         yield dict(zip(page.options(), options, strict=False))
 
@@ -44,7 +44,16 @@ def restore(page: Page, text: str, options: list[Any]) -> Iterator[Updates]:
 @shows_errors("recipe_status")
 def use_recipe(page: Page, values: Values) -> Iterator[Updates]:
     """Fill the form from pasted YAML. Nothing is fetched: the check waits for a click."""
-    text = values[page.recipe] or ""
+    yield from _used(page, values[page.recipe] or "")
+
+
+@shows_errors("notes")
+def open_recipe(page: Page, values: Values) -> Iterator[Updates]:
+    """The same, with an error where somebody looks who has unfolded nothing yet."""
+    yield from _used(page, values[page.recipe] or "")
+
+
+def _used(page: Page, text: str) -> Iterator[Updates]:
     yield _filled(page, text) | {page.preset: None, page.recipe_status: look.hint("Recipe in use.")}
     yield from _checked(page, text, local=True)
 

@@ -79,8 +79,8 @@ def test_all_stream_together_and_stop_stops(visit: Visit, app: App, long_recipe:
     playground.option("Length", 1024)
     playground.awaited(("a", "b", "merged"))
     playground.send(SUM)
-    lengths = [_grown(playground, 20), _grown(playground, 60)]
-    assert all(later > sooner for sooner, later in zip(*lengths, strict=True))
+    early = _grown(playground, 20)
+    _grown(playground, max(early) + 20)  # none of them had ended
     playground.part("stop").click()
     time.sleep(1)
     stopped = [playground.answers(slot) for slot in ("a", "b", "merged")]

@@ -1,4 +1,4 @@
-"""Runs a program as on a ZeroGPU Space, over the fake device: `python tests/zero/start.py app.py`."""
+"""Runs a program as on a ZeroGPU Space, over the fake device: `start.py app.py`."""
 
 import runpy
 import sys
