@@ -123,10 +123,8 @@ def _library() -> Library:
 
 def _work(job: Job, library: Library) -> Iterator[Event]:
     places = {p.name: p for p in job.places}
-    if job.recipe and not library.has(job.identity):
-        yield from _merge(job, library)
-    elif job.recipe:
-        yield Merged(job.identity, 0.0, {})
+    if job.recipe:
+        yield from _made(job, library)
     if job.question:
         with ExitStack() as stack:
             lent = {
@@ -137,6 +135,19 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
             }  # are loaded could push it out
             models = {column: lent[model] for column, model in job.columns.items()}
             yield from answer(job.question, models)
+
+
+def _made(job: Job, library: Library) -> Iterator[Event]:
+    """Find the merge, or make it in turn: each takes all cores, and the next may be the same."""
+    while not library.merging.acquire(timeout=EVERY):
+        yield Progress("another merge", 0, 1, 0.0, 0.0, 0.0, "wait")
+    try:
+        if library.has(job.identity):
+            yield Merged(job.identity, 0.0, {})
+        else:
+            yield from _merge(job, library)
+    finally:
+        library.merging.release()
 
 
 def _merge(job: Job, library: Library) -> Iterator[Event]:

@@ -90,7 +90,10 @@ def budget(device: str) -> int:
 
 @dataclass
 class Library:
-    """Lends models by key. Least recently used ones leave when room is needed, lent ones never."""
+    """Lends models by key. Least recently used ones leave when room is needed, lent ones never.
+
+    `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone.
+    """
 
     device: str
     budget: int
@@ -98,6 +101,7 @@ class Library:
     lent: dict[str, int] = field(default_factory=dict)
     kept: dict[str, Numbers] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    merging: threading.Lock = field(default_factory=threading.Lock)
 
     def has(self, key: str) -> bool:
         return key in self.shelf

@@ -180,7 +180,8 @@ def test_numbers_are_kept_and_used(
     stronger = ties(pico, parameters={"density": 0.5, "lambda": 1.7})
     fresh = run(stronger, tmp_path / "fresh")
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules["merging.merge"], "measure", lambda *_: pytest.fail("measured again"))
+        loop = sys.modules["merging.merge"]
+        patched.setattr(loop, "measure", lambda *_: pytest.fail("measured again"))
         again = run(stronger, tmp_path / "again", numbers)
     assert equal(fresh, again) and numbers == kept
     run(ties(pico, parameters={"density": 0.2}), tmp_path / "other", numbers)

@@ -29,11 +29,16 @@ def choose_preset(page: Page, values: Values) -> Iterator[Updates]:
 
 
 def restore(page: Page, text: str, options: list[Any]) -> Iterator[Updates]:
-    """Show what the browser kept, or what a link brought."""
-    same = [p for p in page.presets if _same(p.text, text)]
-    if same:
-        yield {page.preset: same[0].key}
-        yield from choose_preset(page, {page.preset: same[0].key})
+    """Show what the browser kept, or what a link brought; the first preset if it is no recipe."""
+    try:
+        key = _preset_of(page, text)
+    except MergeError as error:
+        yield from restore(page, page.presets[0].text, options)
+        yield {page.notes: look.failure(f"The recipe kept or linked is none: {error}")}
+        return
+    if key:
+        yield {page.preset: key}
+        yield from choose_preset(page, {page.preset: key})
     else:
         yield {page.recipe: text, page.preset: None}
         yield from open_recipe(page, {page.recipe: text})
@@ -100,12 +105,9 @@ def fold_base(page: Page, values: Values) -> Updates:
     return {page.columns["base"].box: gr.update(visible=shown)}
 
 
-def _same(one: str, other: str) -> bool:
-    """Whether two texts say the same."""
-    try:
-        return Recipe.from_yaml(one) == Recipe.from_yaml(other)
-    except MergeError:
-        return False
+def _preset_of(page: Page, text: str) -> str | None:
+    recipe = Recipe.from_yaml(text)
+    return next((p.key for p in page.presets if Recipe.from_yaml(p.text) == recipe), None)
 
 
 def _rewritten(page: Page, values: Values) -> Updates:

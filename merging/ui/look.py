@@ -69,6 +69,8 @@ def bar(share: float, text: str) -> str:
 
 
 def progress(at: Progress) -> str:
+    if at.stage == "wait":
+        return bar(0, f"Waiting for {at.tensor}")
     if at.stage == "fetch":
         done, total = at.done / 1e9, at.total / 1e9
         text = f"Fetching {at.tensor} · {done:.2f} of {total:.2f} GB · {1e3 * at.gb_per_s:.0f} MB/s"
