@@ -58,15 +58,16 @@ def is_private(blocks: gr.Blocks) -> bool:
 def _forming(page: Page) -> None:
     """Whatever changes the recipe, by its preset, its form or its text."""
     form, buttons = {*page.form.inputs(), page.recipe}, page.buttons
-    _on(page.preset.input, choosing.choose_preset, page, {page.preset}, page.filled())
+    last = {"trigger_mode": "always_last"}  # a change during a check is not lost
+    _on(page.preset.input, choosing.choose_preset, page, {page.preset}, page.filled(), **last)
     _on(buttons["swap"].click, choosing.swap, page, form, page.filled())
     _on(buttons["use"].click, choosing.use_recipe, page, {page.recipe}, page.filled())
     _on(buttons["check"].click, choosing.check, page, {page.recipe}, {page.notes})
     for picker in (*page.form.pickers.values(), page.form.method):
-        _on(picker.input, choosing.change_models, page, form, page.filled())
+        _on(picker.input, choosing.change_models, page, form, page.filled(), **last)
     for control in page.form.controls.values():
         _on(control.input, choosing.change_form, page, form, {page.recipe, page.notes},
-            trigger_mode="always_last", queue=False)  # fmt: skip
+            queue=False, **last)  # fmt: skip
     space = os.environ.get("SPACE_ID", "")
     say = f"(text) => window.playground.link(text, {json.dumps(space)})"
     buttons["link"].click(None, [page.recipe], js=say)

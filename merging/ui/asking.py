@@ -12,11 +12,9 @@ from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress
 from merging.recipe import Recipe
-from merging.ui import form as forms
 from merging.ui import jobs, look
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.form import PARENTS
 from merging.ui.layout import Page, Visit
 
 
@@ -80,13 +78,16 @@ def _asked(page: Page, values: Values, text: str, slots: tuple[str, ...]) -> Ite
     parents = {slot: names[slot] for slot in slots if slot != gpu.MERGED}
     models = yield from _progress(page, jobs.at_hand(parents, folders=page.folders()), "status")
     asked = {"role": "user", "content": text}
-    said = {slot: (*visit.said.get(slot, ()), asked) for slot in slots}
+    same = [slot for slot in slots if slot == gpu.MERGED or visit.models.get(slot) == names[slot]]
+    said = {slot: (*(visit.said.get(slot, ()) if slot in same else ()), asked) for slot in slots}
     question = Question(
         {slot: _with_system(values[page.system], said[slot]) for slot in slots},
         int(values[page.tokens] or 256), float(values[page.temperature] or 0),
         int(values[page.seed] or 0),
     )  # fmt: skip
-    visit = replace(visit, said={**visit.said, **said}, asked=text)
+    visit = replace(
+        visit, models={**visit.models, **parents}, said={**visit.said, **said}, asked=text
+    )
     yield {page.visit: visit, page.status: ""} | {
         page.columns[slot].chat: list(said[slot]) for slot in slots
     }
@@ -130,12 +131,11 @@ def _progress(page: Page, steps: Any, where: str = "progress") -> Any:
 
 
 def _names(page: Page, values: Values) -> dict[str, str]:
-    """The model of each parent's column, as the recipe has them."""
-    recipe = Recipe.from_yaml(values[page.recipe] or "")
-    filled = forms.fill(page.form, recipe)
-    base = values[page.form.pickers["base"]] if values[page.show_base] else None
-    names = {"base": base} | {slot: filled[page.form.pickers[slot]] for slot in PARENTS}
-    return {slot: name for slot, name in names.items() if name}
+    """The model of each parent's column; the base's only where it is wanted."""
+    picked = {slot: values[picker] for slot, picker in page.form.pickers.items()}
+    return {
+        s: name for s, name in picked.items() if name and (s != "base" or values[page.show_base])
+    }
 
 
 def _with_system(

@@ -16,7 +16,6 @@ from merging.sources import open_source
 from merging.ui import form as forms
 from merging.ui import look
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.form import PARENTS
 from merging.ui.layout import Page
 from merging.ui.presets import Preset
 
@@ -78,7 +77,7 @@ def change_models(page: Page, values: Values) -> Iterator[Updates]:
         if key[2] == "c":
             updates[control] = gr.update(visible=three)
     updates |= forms.show_method(page.form, values[page.form.method], three)
-    yield updates | _titled(page, updates[page.recipe], values[page.form.pickers["base"]])
+    yield updates | _titled(page, values)
     yield from _checked(page, updates[page.recipe])
 
 
@@ -118,17 +117,16 @@ def _rewritten(page: Page, values: Values) -> Updates:
 def _filled(page: Page, text: str) -> Updates:
     recipe = Recipe.from_yaml(text)
     updates = forms.fill(page.form, recipe)
-    updates |= _titled(page, text, updates[page.form.pickers["base"]])
-    return updates | {page.recipe: recipe.to_yaml(), page.recipe_status: ""}
+    return (
+        updates | _titled(page, updates) | {page.recipe: recipe.to_yaml(), page.recipe_status: ""}
+    )
 
 
-def _titled(page: Page, text: str, base: str | None) -> Updates:
+def _titled(page: Page, picked: Values) -> Updates:
     """Each parent's name at the head of its column; a third column only for a third model."""
-    filled = forms.fill(page.form, Recipe.from_yaml(text))
-    names = {"base": base} | {slot: filled[page.form.pickers[slot]] for slot in PARENTS}
     updates: Updates = {}
-    for slot, name in names.items():
-        column = page.columns[slot]
+    for slot, picker in page.form.pickers.items():
+        column, name = page.columns[slot], picked[picker]
         updates[column.head] = look.column_head(slot, look.short(name or "…"))
         if slot == "c":
             updates[column.box] = gr.update(visible=bool(name))

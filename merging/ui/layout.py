@@ -18,10 +18,12 @@ from merging.ui.presets import Preset, presets
 class Visit:
     """What one visitor's page has beyond its form: the last merge, and what was said.
 
-    `said` has each column's messages; `asked` the last question, for a merge to answer it again.
+    `said` has each column's messages, and `models` who said them; `asked` is the last question,
+    for a merge to answer it again.
     """
 
     made: jobs.Made | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
     said: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
     asked: str = ""
 
@@ -61,9 +63,8 @@ class Page:
 
     def asking(self) -> set[Any]:
         """Inputs of whatever asks models."""
-        return {
-            self.visit, self.recipe, self.question, self.form.pickers["base"], *self.options()
-        }  # fmt: skip
+        pickers = self.form.pickers.values()
+        return {self.visit, self.recipe, self.question, *pickers, *self.options()}
 
     def answered(self) -> set[Any]:
         """Outputs of whatever asks models."""

@@ -193,6 +193,17 @@ def test_swap_turns_models_and_their_values(visit: Visit) -> None:
     expect(playground.part("ties-density-a").locator("input[type=number]")).to_have_value("0.5")
 
 
+def test_another_model_starts_anew(visit: Visit) -> None:
+    """A model put into a column is not told what another one said there; the rest goes on."""
+    playground = visit().ready()
+    playground.ask(SUM, ("a", "b"))
+    playground.pick("a", "assets/demo/base")
+    expect(playground.part("column-a").locator(".head")).to_contain_text("Mini")
+    playground.ask(SUM, ("a", "b"))
+    assert playground.answers("a") == ["55"]
+    assert playground.answers("b") == ["55", "55"]
+
+
 def test_slerp_has_t_and_a_tally(visit: Visit) -> None:
     """SLERP shows t with what its ends mean, and says on how many tensors it was spherical."""
     playground = visit().ready()
@@ -251,10 +262,11 @@ DONE_OR_BUSY = re.compile("Merg|Fetch|Reading")
 
 
 def test_broken_link_says_so(visit: Visit) -> None:
-    """A link whose recipe is none shows a sentence, and the page still works."""
+    """A link whose recipe is none shows a sentence, and the first preset in its place."""
     code = base64.urlsafe_b64encode(b"merge_methods: ties\n").decode()
     playground = visit(f"/?recipe={code}")
     expect(playground.page.locator(".failure").first).to_contain_text("merge_method")
+    expect(playground.part("pick-a").locator("input")).to_have_value(re.compile("assets/demo/a"))
 
 
 def test_retry_and_clear(visit: Visit) -> None:
