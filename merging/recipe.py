@@ -238,7 +238,7 @@ def _seed(value: object) -> int:
     raise MergeError(f"`random_seed: {value}` must be a whole number from 0.")
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # read without stubs
+class _Loader(yaml.SafeLoader):
     """Plain data only, and no key twice."""
 
 
