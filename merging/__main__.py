@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,11 +12,13 @@ import torch
 
 from merging.errors import MergeError
 from merging.figures import described, products
+from merging.hub import own_login
 from merging.merge import Progress, default_device, fetched, merge, survey
 from merging.methods import Number, methods
 from merging.plan import Plan, plan
 from merging.recipe import MAX_BYTES, Recipe
 from merging.sinks import SHARD, Folder
+from merging.sources import open_source
 
 MARKS = {"green": "ok", "amber": "note", "red": "stop"}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -55,9 +58,8 @@ def run(given: argparse.Namespace) -> None:
     sink = Folder(given.out, replace=given.replace, shard=given.max_shard_size)
     device = default_device() if given.device == "auto" else given.device
     last: Progress | None = None
-    for last in merge(decided, sink, device=device):
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{last.share:4.0%} {last.stage} {last.tensor[:50]:50}")
+    for last in merge(_fetch(decided), sink, device=device):
+        _show(last)
     tally = ", ".join(f"{count} {what}" for what, count in last.tally.items()) if last else ""
     _print(f"{given.out}: {len(decided.steps)} tensors, {decided.size / 1e9:.3f} GB, "
            f"identity {decided.identity}{f' ({tally})' if tally else ''}")  # fmt: skip
@@ -81,13 +83,7 @@ def show_methods(given: argparse.Namespace) -> None:  # noqa: ARG001  # every co
 
 def inspect(given: argparse.Namespace) -> None:
     """Print norms of the deltas and cosines between them, over all elements."""
-    decided = _plan(given)
-    here = fetched(decided)
-    try:
-        while True:
-            next(here)
-    except StopIteration as end:
-        decided = end.value
+    decided = _fetch(_plan(given))
     models = [name for name in decided.columns if name != decided.recipe.base_model]
     grams = dict(survey(decided, products))
     found = {
@@ -95,6 +91,22 @@ def inspect(given: argparse.Namespace) -> None:
         "tensors": {name: described(gram, models) for name, gram in grams.items()},
     }
     _print(json.dumps(found, indent=None if given.json else 2))
+
+
+def _fetch(decided: Plan) -> Plan:
+    """Bring the parents here, with the machine's own login for gated ones."""
+    steps = fetched(decided, token=own_login())
+    try:
+        while True:
+            _show(next(steps))
+    except StopIteration as end:
+        here: Plan = end.value
+        return here
+
+
+def _show(at: Progress) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{at.share:4.0%} {at.stage} {at.tensor[:50]:50}")
 
 
 def _plan(given: argparse.Namespace) -> Plan:
@@ -109,7 +121,8 @@ def _plan(given: argparse.Namespace) -> Plan:
         raise MergeError(f"{path} is not text: name a recipe in mergekit's YAML.") from error
     recipe = Recipe.from_yaml(text)
     seed = getattr(given, "seed", None)
-    return plan(recipe if seed is None else recipe.seeded(seed))
+    find = partial(open_source, token=own_login())
+    return plan(recipe if seed is None else recipe.seeded(seed), find=find)
 
 
 def _bytes(text: str) -> int:

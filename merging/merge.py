@@ -17,6 +17,7 @@ from torch import Tensor
 from merging import blocks
 from merging.blocks import Reader, Work, added, aligned, combine, measure, pooled, slices
 from merging.errors import MergeError
+from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
 from merging.sources import Checkpoint, fetch
@@ -126,12 +127,12 @@ def survey(
                 yield step.name, total
 
 
-def fetched(plan: Plan) -> Generator[Progress, None, Plan]:
+def fetched(plan: Plan, *, token: Token = False) -> Generator[Progress, None, Plan]:
     """Bring every parent onto this machine; returns the plan over what is now here."""
     start, total, before = time.monotonic(), plan.missing, 0
     here = []
     for source in plan.sources:
-        steps = fetch(source)
+        steps = fetch(source, token=token)
         try:
             while True:
                 at = next(steps)

@@ -381,6 +381,20 @@ def test_a_model_that_the_hub_lacks(hub: LocalHub, tmp_path: Path, capsys: Any) 
     assert hub.requests("nobody/nothing") and not (tmp_path / "out").exists()
 
 
+def test_the_machines_login_serves_gated_models(
+    hub: LocalHub, pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gated parent is refused without a login, and merged with the machine's own."""
+    hub.add("org/gated", pico["a"], gated=True)
+    hub.user("hf_machine", reads=["org/gated"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(written("linear", ["org/gated", str(pico["base"])]))
+    assert main(["run", str(path), str(tmp_path / "out")]) == 2
+    monkeypatch.setenv("HF_TOKEN", "hf_machine")
+    assert main(["run", str(path), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00 binary", b"x" * 100_000])
 def test_a_recipe_that_is_none(content: bytes | None, tmp_path: Path, capsys: Any) -> None:
     """A file that is missing, binary or too large is named in one line."""
