@@ -93,17 +93,23 @@ def test_all_stream_together_and_stop_stops(visit: Visit, app: App, long_recipe:
 
 def test_a_closed_page_is_answered_no_longer(visit: Visit, app: App, long_recipe: str) -> None:
     """Who closes the page in the middle of an answer frees the device."""
-    playground = visit().ready()
-    playground.paste(long_recipe)
-    expect(playground.part("recipe-status")).to_contain_text("in use")
-    playground.option("Length", 1024)
-    playground.send(SUM)
-    expect(playground.stats("a")).to_contain_text("tok/s")
+    playground = _rambling(visit, long_recipe)
     playground.page.close()
     time.sleep(1.5)
     used = app.processor_seconds()
     time.sleep(1.5)
     assert app.processor_seconds() - used < 0.5
+
+
+def _rambling(visit: Visit, recipe: str) -> Playground:
+    """A page in the middle of a long answer."""
+    playground = visit().ready()
+    playground.paste(recipe)
+    expect(playground.part("recipe-status")).to_contain_text("in use")
+    playground.option("Length", 1024)
+    playground.send(SUM)
+    expect(playground.stats("a")).to_contain_text("tok/s")
+    return playground
 
 
 def _grown(playground: Playground, length: int) -> list[int]:
@@ -121,12 +127,7 @@ def _grown(playground: Playground, length: int) -> list[int]:
 
 def test_escape_stops(visit: Visit, app: App, long_recipe: str) -> None:
     """Esc does what Stop does, and the columns can be asked again."""
-    playground = visit().ready()
-    playground.paste(long_recipe)
-    expect(playground.part("recipe-status")).to_contain_text("in use")
-    playground.option("Length", 1024)
-    playground.send(SUM)
-    expect(playground.stats("a")).to_contain_text("tok/s")
+    playground = _rambling(visit, long_recipe)
     playground.page.keyboard.press("Escape")
     time.sleep(1)
     used = app.processor_seconds()
@@ -267,6 +268,24 @@ def test_broken_link_says_so(visit: Visit) -> None:
     playground = visit(f"/?recipe={code}")
     expect(playground.page.locator(".failure").first).to_contain_text("merge_method")
     expect(playground.part("pick-a").locator("input")).to_have_value(re.compile("assets/demo/a"))
+
+
+def test_pictures_of_strangers_are_not_fetched(visit: Visit, local_hub: LocalHub) -> None:
+    """A picture that an answer could name at another address is refused by the page itself."""
+    playground = visit().ready()
+    before = len(local_hub.log)
+    unwatched = playground.page.context.new_page()  # its refusal is written to the console
+    unwatched.goto(playground.page.url)
+    refused = unwatched.evaluate(
+        """(source) => new Promise((done) => {
+            document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective));
+            const picture = new Image();
+            picture.onload = picture.onerror = () => setTimeout(() => done("asked"), 500);
+            picture.src = source;
+        })""",
+        f"{local_hub.url}/picture.png",
+    )
+    assert refused == "img-src" and len(local_hub.log) == before
 
 
 def test_retry_and_clear(visit: Visit) -> None:
