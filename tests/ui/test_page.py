@@ -273,9 +273,10 @@ def test_broken_link_says_so(visit: Visit) -> None:
 def test_pictures_of_strangers_are_not_fetched(visit: Visit, local_hub: LocalHub) -> None:
     """A picture that an answer could name at another address is refused by the page itself."""
     playground = visit().ready()
-    before = len(local_hub.log)
     unwatched = playground.page.context.new_page()  # its refusal is written to the console
     unwatched.goto(playground.page.url)
+    Playground(unwatched).ready()
+    before = len(local_hub.log)
     refused = unwatched.evaluate(
         """(source) => new Promise((done) => {
             document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective));
