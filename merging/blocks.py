@@ -97,7 +97,7 @@ def slices(tensors: Sequence[Tensor], start: int, stop: int, device: str = "cpu"
 def aligned(
     tensors: Sequence[Tensor],
     rows: Sequence[Tensor],
-    base: int,
+    base: int | None,
     device: str,
     start: int,
     stop: int,

@@ -80,17 +80,23 @@ def end_tokens(source: Source) -> Sequence[int]:
 
 
 def _card(plan: "Plan", recipe: str) -> str:
-    """A model card: parents with revisions, method and recipe. It claims nothing else."""
-    parents = "".join(f"- {name}\n" for name in plan.recipe.names())
+    """A model card: parents with revisions and licences, method and recipe. It claims no more."""
+    parents = "".join(f"- {s.name}: {_licence(s.license)}\n" for s in plan.sources)
     hub = [n.partition("@")[0] for n in plan.recipe.names() if "@" in n]
     bases = "".join(f"- {name}\n" for name in hub)
+    variant = "" if plan.recipe.variant == "mergekit" else f" (variant `{plan.recipe.variant}`)"
     return (
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- merge\n"
         + (f"base_model:\n{bases}base_model_relation: merge\n" if hub else "")
         + f"---\n\n# A {plan.method.title} merge\n\nMade of these models by "
-        f"[{plan.method.title}]({plan.method.paper}):\n\n{parents}\n"
+        f"[{plan.method.title}]({plan.method.paper}){variant}, each with the licence that its own "
+        f"card states:\n\n{parents}\n"
         f"The recipe, in mergekit's YAML:\n\n```yaml\n{recipe}```\n"
     )
+
+
+def _licence(stated: str | None) -> str:
+    return f"licence {stated}" if stated else "no licence found"
 
 
 def _load(path: Path) -> dict[str, Any]:

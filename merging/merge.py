@@ -106,6 +106,8 @@ def survey(
     Deltas are to the plan's base, in the order of its models, whatever the method.
     Raises MergeError if the recipe has no base, and for values that are not finite.
     """
+    if plan.recipe.slices:
+        raise MergeError("Figures are taken of whole models: list them under `models`.")
     if not plan.based:
         raise MergeError(
             f"{plan.method.title} has no base to take deltas from: "
@@ -199,23 +201,29 @@ def _count(plan: Plan, step: Step, numbers: Numbers, tally: Counter[str]) -> Non
         tally[plan.method.outcome(**numbers[_key(plan, step)])] += 1
 
 
+def _parents(plan: Plan, step: Step) -> list[tuple[Checkpoint, str]]:
+    """The step's sources, which are here by now, each with the tensor's name in it."""
+    pairs = zip(step.sources, step.reads, strict=True)
+    found = [(plan.sources[place], name) for place, name in pairs]
+    return [(source, name) for source, name in found if isinstance(source, Checkpoint)]
+
+
 def _reader(plan: Plan, step: Step, device: str) -> Reader:
-    tensors = [
-        source.read(name)
-        for source, name in zip(plan.sources, step.reads, strict=True)
-        if isinstance(source, Checkpoint)
-    ]
+    parents = _parents(plan, step)
+    tensors = [source.read(name) for source, name in parents]
     if step.by_token and plan.vocabulary:
-        rows = [plan.vocabulary.rows[source.name] for source in plan.sources]
-        base = len(tensors) - 1 if plan.based else plan.sources.index(plan.donor)
+        rows = [plan.vocabulary.rows[source.name] for source, _ in parents]
+        names = [source.name for source, _ in parents]
+        other = names.index(plan.donor.name) if plan.donor.name in names else None
+        base = len(tensors) - 1 if plan.based else other
         return partial(aligned, tensors, rows, base, device)
     return partial(slices, [t.reshape(-1) for t in tensors], device=device)
 
 
 def _not_finite(plan: Plan, step: Step) -> MergeError:
     """Find out whose fault it is; only called when the merge has failed already."""
-    for source, name in zip(plan.sources, step.reads, strict=True):
-        if isinstance(source, Checkpoint) and not source.read(name).isfinite().all():
+    for source, name in _parents(plan, step):
+        if not source.read(name).isfinite().all():
             return MergeError(
                 f"{source.name} holds values that are not finite in `{name}`: "
                 "the model is damaged; choose another, or fetch it again."
@@ -228,15 +236,12 @@ def _not_finite(plan: Plan, step: Step) -> MergeError:
 
 def _copy(plan: Plan, step: Step, out: Tensor) -> None:
     """Take over what is no weight, if all parents agree on it."""
-    values = [
-        source.read(name)
-        for source, name in zip(plan.sources, step.reads, strict=True)
-        if isinstance(source, Checkpoint)
-    ]
-    for source, value in zip(plan.sources, values, strict=True):
-        if not torch.equal(value, values[0]):
+    (first, name), *others = _parents(plan, step)
+    values = first.read(name)
+    for source, read in others:
+        if not torch.equal(source.read(read), values):
             raise MergeError(
-                f"`{step.name}` is no weight, and differs between {plan.sources[0].name} and "
+                f"`{step.name}` is no weight, and differs between {first.name} and "
                 f"{source.name}: choose models that agree on it."
             )
-    out.copy_(values[0].reshape(-1))
+    out.copy_(values.reshape(-1))

@@ -1,9 +1,11 @@
 """Which tensors of the parents make which tensor of the merged model, by name and shape alone.
 
-It reads headers, not weights, and keeps no list of architectures.
+It reads headers, not weights.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,28 +13,26 @@ import torch
 
 from merging import vocabulary
 from merging.errors import MergeError
-from merging.parameters import LAYER, Settings
-from merging.recipe import Recipe
+from merging.names import BUFFERS, EMBEDDING, at_layer, before_layers, head, layer, layers, prefix
+from merging.parameters import Settings
+from merging.recipe import Input, Slice
 from merging.sources import Source, TensorInfo
 from merging.vocabulary import Vocabulary
-
-HEADS = {"lm_head.weight": "model.embed_tokens.weight", "embed_out.weight": "embed_in.weight"}
-"""Output heads that a tied model leaves out, and the embeddings that stand in for them."""
-BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
-"""Old checkpoints carry these, though the model computes them itself."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One tensor of the merged model.
 
-    `reads` is its name in each of the plan's sources, in their order; `values` the method's
-    parameters by YAML name. `by_token`: one row a token, to be aligned. `copied`: not merged.
+    `reads` is its name in each of `sources`, which are places in the plan's sources, the base last
+    if there is one; `values` the method's parameters by YAML name. `by_token`: one row a token, to
+    be aligned. `copied`: not merged.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    sources: tuple[int, ...]
     reads: tuple[str, ...]
     values: Mapping[str, Any]
     by_token: bool
@@ -43,49 +43,154 @@ class Step:
         return torch.Size(self.shape).numel()
 
 
+@dataclass(frozen=True)
+class Part:
+    """A slice of the recipe with its roles: `merged`, and `base` if the method wants one."""
+
+    piece: Slice
+    merged: tuple[Input, ...]
+    base: Input | None
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return (*self.merged, self.base) if self.base else self.merged
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands: `name` in the merged model, each input's layer, 0 to 1 in its part."""
+
+    part: Part
+    name: str
+    layers: tuple[int | None, ...]
+    where: float
+
+
 def pair(
-    recipe: Recipe, chosen: Settings, parents: Sequence[Source], aligned: Vocabulary | None
+    chosen: Settings, parts: Sequence[Part], found: Mapping[str, Source], aligned: Vocabulary | None
 ) -> tuple[Step, ...]:
-    """The merged model's tensors. Raises MergeError where names or shapes do not pair."""
-    names = _names(parents)
-    layers = 1 + max((int(m[1]) for n in names if (m := LAYER.search(n))), default=0)
+    """The merged model's tensors. Raises MergeError where names or shapes do not pair.
+
+    `found` are the plan's sources in order, by their names in the recipe.
+    """
+    order, names = list(found), _Names(found)
     steps = []
-    for name, reads in names.items():
+    for place in _places(parts, found, names):
+        models = [m.model for m in place.part.inputs]
+        parents = [found[model] for model in models]
+        reads = tuple(
+            names.read(model, at_layer(place.name, number))
+            for model, number in zip(models, place.layers, strict=True)
+        )
+        _check_there(place.name, reads, models, names)
         infos = [p.tensors[read] for p, read in zip(parents, reads, strict=True)]
-        by_token = _by_token(name, infos, parents, aligned)
-        _check_shapes(name, infos, parents, by_token)
+        by_token = _by_token(place.name, infos, parents, aligned)
+        _check_shapes(place.name, infos, parents, by_token)
         shape = (aligned.size, *infos[0].shape[1:]) if by_token and aligned else infos[0].shape
         copied = not all(info.dtype.is_floating_point for info in infos)
-        dtype = infos[0].dtype if copied else _dtype(recipe, infos)
-        values = {} if copied else chosen.at(name, layers)
-        steps.append(Step(name, shape, dtype, reads, values, by_token, copied))
+        values: Mapping[str, Any] = {}
+        if not copied:
+            merged = place.part.merged
+            name, own = place.name, reads[: len(merged)]
+            values = chosen.at(name, place.part.piece, merged, own, place.where)
+        dtype = infos[0].dtype if copied else _dtype(chosen, infos)
+        name = names.written(place.name)
+        sources = tuple(order.index(model) for model in models)
+        steps.append(Step(name, shape, dtype, sources, reads, values, by_token, copied))
     return tuple(steps)
 
 
-def _names(parents: Sequence[Source]) -> dict[str, tuple[str, ...]]:
-    """Every tensor of the merged model, and what it is called in each parent."""
-    have = [{n for n in p.tensors if not n.endswith(BUFFERS)} for p in parents]
-    names: dict[str, tuple[str, ...]] = {}
-    for name in sorted(set().union(*have), key=_by_layer):
-        reads = []
-        for parent, own in zip(parents, have, strict=True):
-            read = name if name in own else HEADS.get(name, "")
-            if read not in own:
-                there = next(p for p, o in zip(parents, have, strict=True) if name in o)
-                count = len(set().union(*have) - own)
-                raise MergeError(
-                    f"`{name}` is in {there.name} and not in {parent.name}"
-                    f"{f', as are {count - 1} more tensors' if count > 1 else ''}: "
-                    "choose models with the same layers, or fetch the model again."
-                )
-            reads.append(read)
-        names[name] = tuple(reads)
-    return names
+def rows(source: Source) -> int:
+    """How many rows the model's embeddings have."""
+    found = [i.shape[0] for n, i in source.tensors.items() if vocabulary.ROWS.search(n) and i.shape]
+    return max(found, default=0)
 
 
-def _by_layer(name: str) -> tuple[int, str]:
-    match = LAYER.search(name)
-    return (int(match[1]) if match else -1, name)
+class _Names:
+    """What a tensor is called in each source: some are saved without the model's own prefix."""
+
+    def __init__(self, found: Mapping[str, Source]) -> None:
+        self.prefixes = {m: prefix(source.tensors) for m, source in found.items()}
+        self.plain = len(set(self.prefixes.values())) == 1
+        self.own = {
+            m: {self._short(m, n): n for n in source.tensors if not n.endswith(BUFFERS)}
+            for m, source in found.items()
+        }
+
+    def _short(self, model: str, name: str) -> str:
+        return name if self.plain else name.removeprefix(self.prefixes[model])
+
+    def union(self, part: Part, numbers: Sequence[int | None]) -> list[str]:
+        """What any input has at its layer of `numbers`, written as if that were layer 0."""
+        every = {
+            at_layer(name, 0)
+            for m, number in zip(part.inputs, numbers, strict=True)
+            for name in self.own[m.model]
+            if layer(name) == number
+        }
+        return sorted(every)
+
+    def read(self, model: str, name: str) -> str:
+        """The name in the model's own words, or "" if it has no such tensor."""
+        own = self.own[model]
+        if name not in own and head(name):
+            name = next((n for n in own if EMBEDDING.search(n)), "")
+        return own.get(name, "")
+
+    def written(self, name: str) -> str:
+        """The name in the merged model: as the first source says it."""
+        return name if self.plain or head(name) else next(iter(self.prefixes.values())) + name
+
+
+def _places(parts: Sequence[Part], found: Mapping[str, Source], names: _Names) -> Iterator[Place]:
+    """Every tensor of the merged model: before the layers, layer by layer, after them."""
+    yield from _outside(parts[0], names, first=True)
+    out = 0
+    for part in parts:
+        starts, count = _ranges(part, found)
+        for offset in range(count):
+            numbers = tuple(start + offset for start in starts)
+            where = offset / (count - 1) if count > 1 else 1.0  # mergekit's rule for one layer
+            for name in names.union(part, numbers):
+                yield Place(part, at_layer(name, out), numbers, where)
+            out += 1
+    yield from _outside(parts[-1], names, first=False)
+
+
+def _outside(part: Part, names: _Names, *, first: bool) -> Iterator[Place]:
+    none = (None,) * len(part.inputs)
+    for name in names.union(part, none):
+        if first == before_layers(name):
+            yield Place(part, name, none, 0.0)
+
+
+def _ranges(part: Part, found: Mapping[str, Source]) -> tuple[list[int], int]:
+    """The first layer of each input, and how many there are."""
+    starts, counts = [], set()
+    for m in part.inputs:
+        there = layers(found[m.model].tensors)
+        start, stop = m.layer_range or (0, there)
+        if stop > there:
+            raise MergeError(
+                f"`layer_range: [{start}, {stop}]` goes beyond {m.model}, which has {there} "
+                f"layers: end at {there} at most."
+            )
+        starts.append(start)
+        counts.add(stop - start)
+    return starts, max(counts, default=0)
+
+
+def _check_there(name: str, reads: Sequence[str], models: Sequence[str], names: _Names) -> None:
+    if all(reads):
+        return
+    lacking = models[reads.index("")]
+    there = next(model for model, read in zip(models, reads, strict=True) if read)
+    count = len(names.own[there].keys() - names.own[lacking].keys())
+    raise MergeError(
+        f"`{names.written(name)}` is in {there} and not in {lacking}"
+        f"{f', as are {count - 1} more tensors' if count > 1 else ''}: "
+        "choose models with the same layers, or fetch the model again."
+    )
 
 
 def _by_token(
@@ -109,17 +214,11 @@ def _check_shapes(
             )
 
 
-def _dtype(recipe: Recipe, infos: Sequence[TensorInfo]) -> torch.dtype:
-    if written := recipe.out_dtype or recipe.dtype:
-        chosen: torch.dtype = getattr(torch, written)
-        return chosen
+def _dtype(chosen: Settings, infos: Sequence[TensorInfo]) -> torch.dtype:
+    if written := chosen.recipe.out_dtype or chosen.recipe.dtype:
+        named: torch.dtype = getattr(torch, written)
+        return named
     promoted = infos[0].dtype
     for info in infos[1:]:
         promoted = torch.promote_types(promoted, info.dtype)
     return promoted
-
-
-def rows(source: Source) -> int:
-    """How many rows the model's embeddings have."""
-    found = [i.shape[0] for n, i in source.tensors.items() if vocabulary.ROWS.search(n) and i.shape]
-    return max(found, default=0)

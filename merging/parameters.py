@@ -1,13 +1,12 @@
 """Which value each parameter of a method has for each tensor; knows recipes and methods only."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from merging.errors import MergeError
 from merging.methods import Method, Number, Parameter
-from merging.recipe import Recipe, Value, known_or_raise
+from merging.recipe import Input, Recipe, Slice, Value, known_or_raise
 
 ELSEWHERE = (
     "weight", "density", "t", "lambda", "normalize", "rescale", "int8_mask", "gamma", "epsilon",
@@ -16,7 +15,6 @@ ELSEWHERE = (
 )  # fmt: skip
 """What mergekit's methods know: not an error where the method at hand has no use for it."""
 
-LAYER = re.compile(r"\.(\d+)\.")
 LARGEST = 1e30
 """Parameters are multiplied with float32 weights, and no one means more."""
 
@@ -25,57 +23,59 @@ LARGEST = 1e30
 class Settings:
     """A recipe's parameters for one method, ready to be asked tensor by tensor.
 
-    `models` are those that are merged, the base left out. `unused` are keys without effect here.
+    `unused` are keys without effect here.
     """
 
     method: Method
     recipe: Recipe
-    models: tuple[str, ...]
     unused: tuple[str, ...]
 
-    def at(self, tensor: str, layers: int) -> dict[str, Any]:
-        """Values for one tensor, by YAML name: a number, or a tuple with one a model."""
-        match = LAYER.search(tensor)
-        place = int(match[1]) / (layers - 1) if match and layers > 1 else 0.0
+    def at(
+        self,
+        tensor: str,
+        piece: Slice,
+        models: Sequence[Input] = (),
+        reads: Sequence[str] = (),
+        place: float = 0.0,
+    ) -> dict[str, Any]:
+        """Values for one tensor, by YAML name: a number, or a tuple with one a model.
+
+        `models` are those of the slice that are merged, `reads` the tensor's name in each, `place`
+        is 0 at the slice's first layer and 1 at its last.
+        """
+        common = (piece.parameters, self.recipe.parameters)
         values: dict[str, Any] = {}
         for parameter in self.method.parameters:
-            each = tuple(
-                _value(parameter, written, tensor, place) for written in self._written(parameter)
-            )
-            values[parameter.name] = each if parameter.per_model else each[0]
+            if parameter.per_model:
+                values[parameter.name] = tuple(
+                    _value(parameter, (model.parameters, *common), read, place)
+                    for model, read in zip(models, reads, strict=True)
+                )
+            else:
+                values[parameter.name] = _value(parameter, common, tensor, place)
         if self.method.refuse and (problem := self.method.refuse(**self.method.arguments(values))):
             raise MergeError(f"{self.method.title}: {problem}.")
         return values
 
-    def _written(self, parameter: Parameter) -> Iterator[tuple[Value | None, ...]]:
-        """What the recipe says, the nearest first: under the model, then for all."""
-        common = self.recipe.parameters.get(parameter.name)
-        if not parameter.per_model:
-            yield (common,)
-            return
-        own = {m.model: m.parameters for m in self.recipe.models}
-        for model in self.models:
-            yield own[model].get(parameter.name), common
 
-
-def settings(recipe: Recipe, method: Method, models: Sequence[str]) -> Settings:
+def settings(recipe: Recipe, method: Method) -> Settings:
     """Check every parameter of the recipe against the method. Raises MergeError naming the first.
 
     Keys that mergekit knows and this method does not use come back as `unused`.
     """
     known = {p.name: p for p in method.parameters}
     unused = _check_names(recipe.parameters, known)
-    for entry in recipe.models:
-        unused += _check_names(entry.parameters, known)
-        for key in entry.parameters:
-            if key in known and not known[key].per_model:
-                raise MergeError(
-                    f"`{key}` stands under {entry.model}, where it has no effect: "
-                    "move it under the recipe's own `parameters:`."
-                )
-    found = Settings(method, recipe, tuple(models), tuple(dict.fromkeys(unused)))
-    found.at("", 1)
-    return found
+    for piece in recipe.stacked():
+        unused += _check_names(piece.parameters, known)
+        for entry in piece.sources:
+            unused += _check_names(entry.parameters, known)
+            for key in entry.parameters:
+                if key in known and not known[key].per_model:
+                    raise MergeError(
+                        f"`{key}` stands under {entry.model}, where it has no effect: "
+                        "move it under the recipe's own `parameters:`."
+                    )
+    return Settings(method, recipe, tuple(dict.fromkeys(unused)))
 
 
 def _check_names(given: Mapping[str, Value], known: Mapping[str, Parameter]) -> list[str]:
@@ -83,13 +83,16 @@ def _check_names(given: Mapping[str, Value], known: Mapping[str, Parameter]) -> 
     return [key for key in given if key not in known]
 
 
-def _value(parameter: Parameter, places: Sequence[Value | None], tensor: str, place: float) -> Any:
+def _value(
+    parameter: Parameter, places: Sequence[Mapping[str, Value]], tensor: str, where: float
+) -> Any:
     """The nearest of `places` that has a value for the tensor, as in mergekit; else the default."""
-    for written in places:
+    for given in places:
+        written = given.get(parameter.name)
         if isinstance(written, list) and written and isinstance(written[0], dict):
             written = _filtered(parameter.name, written, tensor)
         if written is not None:
-            return _evaluated(parameter, written, place)
+            return _evaluated(parameter, written, where)
     return parameter.control.default
 
 

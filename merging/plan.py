@@ -10,20 +10,19 @@ from typing import Any, Literal
 
 from merging import vocabulary
 from merging.errors import MergeError
-from merging.methods import Method, methods
-from merging.pairing import HEADS, Step, pair, rows
-from merging.parameters import LAYER, Settings, settings
-from merging.recipe import Recipe, known_or_raise
+from merging.formats import FORMATS
+from merging.methods import Method, methods, variants
+from merging.names import PACKED, ROUTER, head, layer, layers
+from merging.pairing import Part, Step, pair, rows
+from merging.parameters import Settings, settings
+from merging.recipe import Input, Recipe, Slice, known_or_raise
 from merging.sources import Source, open_source
 from merging.vocabulary import Vocabulary
 
 Level = Literal["green", "amber", "red"]
 
-TEMPLATES = {
-    "chatml": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] "
-    "+ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\\n' }}{% endif %}"
-}
+COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""What configs call the number of layers."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +75,24 @@ def plan(
     Raises MergeError for anything that would stop it.
     """
     method = _method(recipe)
-    base, merged = _roles(recipe, method)
-    chosen = settings(recipe, method, merged)
-    names = (*merged, base) if base else merged
+    parts = _parts(recipe, method)
+    chosen = settings(recipe, method)
+    for part in parts:
+        chosen.at("", part.piece, part.merged, [""] * len(part.merged))
+    names = _in_order(parts)
     found = {name: (sources or {}).get(name) or find(name) for name in names}
     for source in found.values():
         _check_config(source, found[names[0]])
-    parents = tuple(found[name] for name in names)
+    parents = tuple(found.values())
     donor = found[recipe.base_model] if recipe.base_model in found else parents[0]
     aligned, about_tokens = _vocabulary(recipe, found, donor)
-    steps = pair(recipe, chosen, parents, aligned)
+    steps = pair(chosen, parts, found, aligned)
     template, about_template = _template(recipe, donor, parents)
     pinned = recipe.renamed({name: source.name for name, source in found.items()})
-    notes = [*_overview(parents, steps, donor), *_unused(recipe, chosen, base)]
-    notes += [*_untied(steps), *about_tokens, *about_template]
+    notes = [*_overview(parents, steps, donor), *_unused(recipe, chosen, parts)]
+    notes += [*_untied(steps), *_routers(steps), *about_tokens, *about_template]
     return Plan(
-        pinned, tuple(m.model for m in recipe.models), method, parents, bool(base), donor,
+        pinned, recipe.listed(), method, parents, method.base == "required", donor,
         steps, tuple(notes), aligned, _config(donor, steps, aligned), template,
         pinned.identity(f"{s.name} {s.stamp}" for s in parents),
     )  # fmt: skip
@@ -105,39 +106,71 @@ def with_sources(plan: Plan, sources: Sequence[Source]) -> Plan:
 
 def _method(recipe: Recipe) -> Method:
     known_or_raise([recipe.merge_method], methods(), "merge methods")
-    return methods()[recipe.merge_method]
+    found = variants(recipe.merge_method)
+    if recipe.variant not in found:
+        raise MergeError(
+            f"{methods()[recipe.merge_method].title} has no `variant: {recipe.variant}`: "
+            f"choose {' or '.join(found)}, or remove the line."
+        )
+    return found[recipe.variant]
 
 
-def _roles(recipe: Recipe, method: Method) -> tuple[str | None, tuple[str, ...]]:
-    """The base if the method works on deltas, and the models that are merged, in order."""
-    listed = [m.model for m in recipe.models]
+def _parts(recipe: Recipe, method: Method) -> tuple[Part, ...]:
+    """Each slice with its roles: what is merged, in order, and the base the deltas are taken to."""
+    return tuple(_part(recipe, method, piece) for piece in recipe.stacked())
+
+
+def _part(recipe: Recipe, method: Method, piece: Slice) -> Part:
+    listed = [m.model for m in piece.sources]
     twice = [name for name in listed if listed.count(name) > 1]
     if twice:
         raise MergeError(f"{twice[0]} is listed twice: choose another model for one of the two.")
-    base = recipe.base_model if method.base == "required" else None
+    named = piece.base_model or recipe.base_model
+    base = named if method.base == "required" else None
     if method.base == "required" and not base:
         raise MergeError(
             f"{method.title} merges changes to a common base: add `base_model: …`, "
             "or choose SLERP or Linear."
         )
-    if method.base == "first" and recipe.base_model in listed:
-        listed.sort(key=lambda name: name != recipe.base_model)
-    merged = tuple(name for name in listed if name != base)
+    merged = [m for m in piece.sources if m.model != base]
+    if method.base == "first":
+        merged.sort(key=lambda m: m.model != named)
+    _check_count(method, len(merged), bool(base), bool(recipe.slices))
+    if base is None:
+        return Part(piece, tuple(merged), None)
+    own = next((m for m in piece.sources if m.model == base), None)
+    return Part(piece, tuple(merged), own or Input(base, layer_range=merged[0].layer_range))
+
+
+def _check_count(method: Method, count: int, based: bool, sliced: bool) -> None:
     low, high = method.models
-    if not low <= len(merged) <= high:
-        count = f"{low}" if low == high else f"{low} to {high}"
-        raise MergeError(
-            f"{method.title} takes {count} models{' beside the base' if base else ''}, and the "
-            f"recipe has {len(merged)}: "
-            + ("add one." if len(merged) < low else "remove one, or choose another method.")
-        )
-    return base, merged
+    if low <= count <= high:
+        return
+    wanted = f"{low} model{'s' if low > 1 else ''}" if low == high else f"{low} to {high} models"
+    raise MergeError(
+        f"{method.title} takes {wanted}{' beside the base' if based else ''}, and "
+        f"{'a slice of ' if sliced else ''}the recipe has {count}: "
+        + ("add one." if count < low else "remove one, or choose another method.")
+    )
+
+
+def _in_order(parts: Sequence[Part]) -> tuple[str, ...]:
+    """The models that are merged, in order, then the bases."""
+    merged = [m.model for part in parts for m in part.merged]
+    bases = [part.base.model for part in parts if part.base]
+    return tuple(dict.fromkeys([*(name for name in merged if name not in bases), *bases]))
 
 
 def _check_config(source: Source, first: Source) -> None:
     if "quantization_config" in source.config:
         raise MergeError(
             f"{source.name} is quantised, and its deltas would be noise: "
+            "choose the model in bf16 or fp16."
+        )
+    packed = next((name for name in source.tensors if PACKED.search(name)), None)
+    if packed:
+        raise MergeError(
+            f"{source.name} is quantised (`{packed}`), and its deltas would be noise: "
             "choose the model in bf16 or fp16."
         )
     kinds = [_kind(s) for s in (source, first)]
@@ -159,7 +192,7 @@ def _kind(source: Source) -> str:
 def _vocabulary(
     recipe: Recipe, found: Mapping[str, Source], donor: Source
 ) -> tuple[Vocabulary | None, list[Note]]:
-    source = recipe.tokenizer_source
+    source, multiple = recipe.tokenizer_source, recipe.pad_to_multiple_of
     if source not in (None, "union", "base", *found):
         raise MergeError(
             f"`tokenizer_source: {source}` is none of union, base, {', '.join(found)}: "
@@ -171,18 +204,20 @@ def _vocabulary(
     tokenizers = {name: t for name, t in loaded.items() if t is not None}
     lacking = [name for name in parents if name not in tokenizers]
     if lacking:
-        if len(set(sizes.values())) > 1 or source is not None:
+        if len(set(sizes.values())) > 1 or source is not None or multiple:
             raise MergeError(
                 f"{lacking[0]} has no tokenizer.json, by which tokens could be matched: "
                 "choose a model with a fast tokenizer."
             )
         return None, [Note("amber", f"{lacking[0]} has no tokenizer.json: rows pair by number.")]
     alike = vocabulary.same(list(tokenizers.values()))
-    if alike and len(set(sizes.values())) == 1:
+    if alike and len(set(sizes.values())) == 1 and not (multiple and sizes[donor.name] % multiple):
         return None, [Note("green", f"Same vocabulary · {next(iter(sizes.values())):,} rows")]
     chosen = found.get(source or "", donor)
     union = source in (None, "union")
-    aligned = vocabulary.align(tokenizers, sizes, chosen.name, union)
+    aligned = vocabulary.align(
+        tokenizers, sizes, chosen.name, union, **({"pad": multiple} if multiple else {})
+    )
     return aligned, _about_tokens(aligned, tokenizers, chosen.name)
 
 
@@ -213,12 +248,12 @@ def _template(
 ) -> tuple[str | None, list[Note]]:
     written = recipe.chat_template
     if written not in (None, "auto"):
-        if written in TEMPLATES:
-            return TEMPLATES[written], []
+        if written in FORMATS:
+            return FORMATS[written], []
         if "{" in written and len(written) <= vocabulary.TEMPLATE_CAP:
             return written, []
         raise MergeError(
-            f"`chat_template: {written[:40]}` is neither auto, {', '.join(TEMPLATES)} "
+            f"`chat_template: {written[:40]}` is neither auto, {', '.join(FORMATS)} "
             f"nor a Jinja template of at most {vocabulary.TEMPLATE_CAP // 1024} KB: "
             "write one of them."
         )
@@ -234,7 +269,7 @@ def _template(
 
 
 def _untied(steps: Sequence[Step]) -> list[Note]:
-    mixed = [s.name for s in steps if s.name in HEADS and set(s.reads) - {s.name}]
+    mixed = [s.name for s in steps if head(s.name) and any(not head(r) for r in s.reads)]
     return [
         Note("amber", f"Some parents tie `{name}` to the embeddings and some do not: "
              "the merged model keeps them apart.")
@@ -242,37 +277,62 @@ def _untied(steps: Sequence[Step]) -> list[Note]:
     ]  # fmt: skip
 
 
+def _routers(steps: Sequence[Step]) -> list[Note]:
+    found = [s.name for s in steps if ROUTER.search(s.name)]
+    if not found:
+        return []
+    return [
+        Note("amber", f"A mixture of experts: its {len(found)} routers (`{found[0]}`, …) are "
+             "merged like weights, which often upsets them. Chat with it before you rely on it.")
+    ]  # fmt: skip
+
+
 def _config(donor: Source, steps: Sequence[Step], aligned: Vocabulary | None) -> dict[str, Any]:
     """The merged config.json: the donor's, with what follows from the tensors."""
-    config = dict(donor.config)
+    config = _layered(donor, steps)
     if aligned and "vocab_size" in config:
         config["vocab_size"] = aligned.size
-    config["tie_word_embeddings"] = not any(step.name in HEADS for step in steps)
+    config["tie_word_embeddings"] = not any(head(step.name) for step in steps)
     kinds = [step.dtype for step in steps if not step.copied]
     common = str(max(set(kinds), key=kinds.count)).removeprefix("torch.") if kinds else "float32"
     config.pop("torch_dtype", None)
     return config | {"dtype": common, "torch_dtype": common}
 
 
+def _layered(donor: Source, steps: Sequence[Step]) -> dict[str, Any]:
+    """The config for as many layers as the merged model has; lists with an entry a layer follow."""
+    taken = {n: layer(s.reads[0]) for s in steps if (n := layer(s.name)) is not None}
+    config, before = dict(donor.config), layers(donor.tensors)
+    if [taken[n] for n in sorted(taken)] == list(range(before)):
+        return config
+    for key, value in donor.config.items():
+        if key in COUNTS:
+            config[key] = len(taken)
+        elif isinstance(value, list) and len(value) == before:
+            config[key] = [value[taken[n] or 0] for n in sorted(taken)]
+    return config
+
+
 def _overview(parents: Sequence[Source], steps: Sequence[Step], donor: Source) -> list[Note]:
-    layers = {m[1] for step in steps if (m := LAYER.search(step.name))}
+    count = len({layer(step.name) for step in steps} - {None})
     millions = sum(step.size for step in steps) / 1e6
-    notes = [Note("green", f"Same architecture and shapes · {_kind(donor)}, {len(layers)} layers, "
+    notes = [Note("green", f"Same architecture and shapes · {_kind(donor)}, {count} layers, "
                   f"{millions:,.1f} M parameters")]  # fmt: skip
     missing = sum(p.missing for p in parents)
     text = f"{missing / 1e9:.2f} GB to fetch from the Hub" if missing else "Nothing to fetch"
     return [*notes, Note("green", text)]
 
 
-def _unused(recipe: Recipe, chosen: Settings, base: str | None) -> list[Note]:
+def _unused(recipe: Recipe, chosen: Settings, parts: Sequence[Part]) -> list[Note]:
     title = chosen.method.title
+    if recipe.variant != "mergekit":
+        title += f" ({recipe.variant})"
     notes = [Note("amber", f"{title} does not use `{key}`.") for key in chosen.unused]
-    listed = {m.model for m in recipe.models}
-    if recipe.base_model and not base and recipe.base_model not in listed:
-        first = " A is t = 0." if chosen.method.base == "first" else ""
-        notes.append(
-            Note("amber", f"{title} uses no base: {recipe.base_model} is left out.{first}")
-        )
+    used = {m.model for part in parts for m in part.inputs}
+    for base in dict.fromkeys(recipe.names()):
+        if base not in used:
+            first = " A is t = 0." if chosen.method.base == "first" else ""
+            notes.append(Note("amber", f"{title} uses no base: {base} is left out.{first}"))
     if recipe.name:
         notes.append(Note("green", f"`name: {recipe.name}` is a label and changes nothing."))
     return notes

@@ -19,24 +19,24 @@ ENGINE = "1"
 """Part of every identity: raised when the same recipe would give other bytes."""
 
 KEYS = (
-    "merge_method", "base_model", "models", "parameters", "dtype", "out_dtype",
-    "tokenizer_source", "chat_template", "random_seed", "variant", "name",
+    "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype",
+    "tokenizer_source", "tokenizer", "chat_template", "random_seed", "variant", "name",
 )  # fmt: skip
-LATER = {
-    "slices": "list whole models under `models:` instead",
-    "modules": "merge the language model alone, under `models:`",
-    "tokenizer": "use `tokenizer_source: union`, `base` or a model's name",
+REFUSED = {
+    "modules": "`modules` merges the parts of a multimodal model, which are no chat models here: "
+    "list language models under `models:`."
 }
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-VARIANTS = ("mergekit",)
+VARIANTS = ("mergekit", "paper", "peft")
 WORDS = {
     "lam": "lambda", "scaling_coefficient": "lambda", "scaling_factor": "lambda",
     "merge_ratio": "t", "ratio": "t", "alpha": "t", "method": "merge_method", "base": "base_model",
-    "tokenizer": "tokenizer_source", "seed": "random_seed", "torch_dtype": "dtype",
+    "seed": "random_seed", "torch_dtype": "dtype",
     "k": "density", "drop_rate": "density", "weights": "weight", "densities": "density",
 }  # fmt: skip
 """What other tools call these keys, where spelling alone would not find the right one."""
 MAX_BYTES, MAX_DEPTH, MAX_ALIASES = 65_536, 20, 20
+MAX_LAYERS = 10_000
 
 Value = float | bool | str | list[Any]
 """A parameter as written: a number, a switch, a gradient over layers, or filters."""
@@ -72,23 +72,41 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class Input:
-    """One entry of `models`: a model as written, and its own parameters."""
+    """One entry of `models`, or of a slice's `sources`: a model as written, and its own parameters.
+
+    `layer_range` is [first, last) of the model's layers, None for all of them.
+    """
 
     model: str
     parameters: Mapping[str, Value] = field(default_factory=dict)
+    layer_range: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Layers of the merged model, made of as many layers of each source."""
+
+    sources: tuple[Input, ...]
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    base_model: str | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A merge as written. Immutable; `from_yaml(to_yaml())` gives an equal recipe."""
+    """A merge as written. Immutable; `from_yaml(to_yaml())` gives an equal recipe.
+
+    It has either `models` or `slices`; `stacked` is the one way to read both.
+    """
 
     merge_method: str
-    models: tuple[Input, ...]
+    models: tuple[Input, ...] = ()
+    slices: tuple[Slice, ...] = ()
     base_model: str | None = None
     parameters: Mapping[str, Value] = field(default_factory=dict)
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer_source: str | None = None
+    pad_to_multiple_of: int | None = None
     chat_template: str | None = None
     random_seed: int = 0
     variant: str = "mergekit"
@@ -102,39 +120,37 @@ class Recipe:
         YAML that is too large, too deep or full of aliases.
         """
         raw = _load(text)
-        for key, instead in LATER.items():
-            if key in raw:
-                raise MergeError(f"`{key}` is not supported here: {instead}.")
+        for key in REFUSED.keys() & raw.keys():
+            raise MergeError(REFUSED[key])
         known_or_raise(raw, KEYS, "a recipe's keys")
         if not isinstance(raw.get("merge_method"), str):
             raise MergeError("The recipe has no `merge_method`: add `merge_method: ties`, say.")
-        models = raw.get("models")
-        if not isinstance(models, list) or not models:
-            raise MergeError("The recipe has no `models`: list two or three, each as `- model: …`.")
+        source, multiple = _tokenizer(raw)
         return cls(
             merge_method=raw["merge_method"].strip().lower(),
-            models=tuple(_input(entry) for entry in models),
+            **_models(raw),
             base_model=_model(raw["base_model"], "base_model") if raw.get("base_model") else None,
             parameters=_parameters(raw.get("parameters"), "parameters"),
             dtype=_one_of(raw, "dtype", DTYPES),
             out_dtype=_one_of(raw, "out_dtype", DTYPES),
-            tokenizer_source=_text(raw, "tokenizer_source"),
+            tokenizer_source=source,
+            pad_to_multiple_of=multiple,
             chat_template=_text(raw, "chat_template"),
-            random_seed=_seed(raw.get("random_seed", 0)),
+            random_seed=_seed(raw.get("random_seed")),
             variant=_one_of(raw, "variant", VARIANTS) or "mergekit",
             name=_text(raw, "name"),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in mergekit's own order, without what is at its default."""
-        models = [
-            {"model": m.model, **({"parameters": dict(m.parameters)} if m.parameters else {})}
-            for m in self.models
-        ]
+        source, multiple = self.tokenizer_source, self.pad_to_multiple_of
+        padded = {"source": source or "union", "pad_to_multiple_of": multiple}
         out: dict[str, Any] = {"name": self.name, "merge_method": self.merge_method}
-        out |= {"base_model": self.base_model, "models": models}
+        out |= {"base_model": self.base_model, "models": [_written(m) for m in self.models] or None}
+        out |= {"slices": [_written_slice(piece) for piece in self.slices] or None}
         out |= {"parameters": dict(self.parameters) or None}
-        out |= {key: getattr(self, key) for key in ("dtype", "out_dtype", "tokenizer_source")}
+        out |= {"dtype": self.dtype, "out_dtype": self.out_dtype}
+        out |= {"tokenizer": padded} if multiple else {"tokenizer_source": source}
         out |= {"chat_template": self.chat_template, "random_seed": self.random_seed or None}
         out |= {"variant": None if self.variant == "mergekit" else self.variant}
         return {key: value for key, value in out.items() if value is not None}
@@ -143,19 +159,37 @@ class Recipe:
         text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         return text
 
+    def stacked(self) -> tuple[Slice, ...]:
+        """The slices, or one over all layers of `models`."""
+        return self.slices or (Slice(self.models),)
+
+    def listed(self) -> tuple[str, ...]:
+        """The models of `models` or `slices` as written, once each, in order."""
+        return tuple(dict.fromkeys(m.model for piece in self.stacked() for m in piece.sources))
+
     def names(self) -> tuple[str, ...]:
-        """Every model as written, once each, in order; a base that is not listed comes last."""
-        written = [m.model for m in self.models] + ([self.base_model] if self.base_model else [])
-        return tuple(dict.fromkeys(written))
+        """Every model as written, once each, in order; bases that are not listed come last."""
+        bases = (self.base_model, *(piece.base_model for piece in self.slices))
+        return tuple(dict.fromkeys((*self.listed(), *(base for base in bases if base))))
 
     def renamed(self, names: Mapping[str, str]) -> "Recipe":
         """The same recipe with models under other names, as `id@commit` for `id`."""
-        source = self.tokenizer_source
+
+        def other(name: str | None) -> str | None:
+            return names.get(name, name) if name else None
+
+        def inputs(written: tuple[Input, ...]) -> tuple[Input, ...]:
+            return tuple(replace(m, model=names.get(m.model, m.model)) for m in written)
+
         return replace(
             self,
-            models=tuple(replace(m, model=names.get(m.model, m.model)) for m in self.models),
-            base_model=names.get(self.base_model, self.base_model) if self.base_model else None,
-            tokenizer_source=names.get(source, source) if source else None,
+            models=inputs(self.models),
+            slices=tuple(
+                replace(p, sources=inputs(p.sources), base_model=other(p.base_model))
+                for p in self.slices
+            ),
+            base_model=other(self.base_model),
+            tokenizer_source=other(self.tokenizer_source),
         )
 
     def seeded(self, seed: int) -> "Recipe":
@@ -181,27 +215,119 @@ def known_or_raise(given: Iterable[str], known: Collection[str], what: str) -> N
         raise MergeError(f"`{key}` is not known here: {hint}")
 
 
-def _input(entry: object) -> Input:
-    if isinstance(entry, str):
+def _models(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`models` or `slices`, whichever the recipe has."""
+    models, slices = raw.get("models"), raw.get("slices")
+    if "models" in raw and "slices" in raw:
+        raise MergeError("The recipe has both `models` and `slices`: keep one of them.")
+    if "slices" in raw:
+        if not isinstance(slices, list) or not slices:
+            raise MergeError("`slices` must be a list, each entry with its `sources:`.")
+        return {"slices": tuple(_slice(entry) for entry in slices)}
+    if not isinstance(models, list) or not models:
+        raise MergeError("The recipe has no `models`: list two or three, each as `- model: …`.")
+    return {"models": tuple(_input(entry, "models", ("model", "parameters")) for entry in models)}
+
+
+def _slice(entry: object) -> Slice:
+    if not isinstance(entry, dict) or not isinstance(entry.get("sources"), list):
+        raise MergeError("Each entry of `slices` is `- sources:` and a list of models with layers.")
+    known_or_raise(entry, ("sources", "parameters", "base_model"), "a slice's keys")
+    known = ("model", "layer_range", "parameters")
+    sources = tuple(_input(source, "sources", known) for source in entry["sources"])
+    ranges = [source.layer_range for source in sources]
+    if not ranges or None in ranges:
+        raise MergeError("Each source of a slice needs `layer_range: [first, last]`.")
+    if len({stop - start for start, stop in filter(None, ranges)}) > 1:
+        shown = " and ".join(str(list(found)) for found in ranges if found)
+        raise MergeError(f"A slice's sources have `layer_range` {shown}: make them equally long.")
+    base = _model(entry["base_model"], "base_model") if entry.get("base_model") else None
+    return Slice(sources, _parameters(entry.get("parameters"), "parameters of a slice"), base)
+
+
+def _input(entry: object, where: str, known: Collection[str]) -> Input:
+    if isinstance(entry, str) and where == "models":
         return Input(_model(entry, "models"))
     if not isinstance(entry, dict) or "model" not in entry:
-        raise MergeError("Each entry of `models` is `- model: org/name`, then its `parameters:`.")
+        raise MergeError(f"Each entry of `{where}` is `- model: org/name`, then its `parameters:`.")
     for key in entry:
-        if key not in ("model", "parameters"):
+        if key == "layer_range" and key not in known:
+            raise MergeError("`layer_range` stands under `models`: write the models as `slices`.")
+        if key not in known:
             raise MergeError(
                 f"`{key}` stands beside `model: {entry['model']}`, where it has no effect: "
                 f"move it under that model's `parameters:`."
             )
-    parameters = _parameters(entry.get("parameters"), f"parameters of {entry['model']}")
-    return Input(_model(entry["model"], "model"), parameters)
+    model = _model(entry["model"], "model")
+    parameters = _parameters(entry.get("parameters"), f"parameters of {model}")
+    return Input(model, parameters, _range(entry.get("layer_range")))
+
+
+def _range(written: object) -> tuple[int, int] | None:
+    if written is None:
+        return None
+    match written:
+        case [int(start), int(stop)] if 0 <= start < stop <= MAX_LAYERS:
+            return start, stop
+    raise MergeError(
+        f"`layer_range: {str(written)[:40]}` must be [first, last], last not included, as [0, 8]."
+    )
+
+
+def _written(entry: Input) -> dict[str, Any]:
+    out: dict[str, Any] = {"model": entry.model}
+    out |= {"layer_range": list(entry.layer_range)} if entry.layer_range else {}
+    return out | ({"parameters": dict(entry.parameters)} if entry.parameters else {})
+
+
+def _written_slice(piece: Slice) -> dict[str, Any]:
+    out: dict[str, Any] = {"sources": [_written(source) for source in piece.sources]}
+    out |= {"base_model": piece.base_model} if piece.base_model else {}
+    return out | ({"parameters": dict(piece.parameters)} if piece.parameters else {})
+
+
+def _tokenizer(raw: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    """The source of the vocabulary, and what its size is to be a multiple of."""
+    written, source = raw.get("tokenizer"), _text(raw, "tokenizer_source")
+    if written is None:
+        return source and source.removeprefix("model:"), None
+    if source:
+        raise MergeError("The recipe has both `tokenizer` and `tokenizer_source`: keep one.")
+    if isinstance(written, str):
+        raise MergeError(f"`tokenizer: {written[:80]}` has no `source`: write `tokenizer_source`.")
+    if not isinstance(written, dict):
+        raise MergeError("`tokenizer` must be `source:` and `pad_to_multiple_of:` lines.")
+    known_or_raise(written, ("source", "pad_to_multiple_of", "tokens"), "the tokenizer's keys")
+    if tokens := written.get("tokens"):
+        some = next(iter(tokens)) if isinstance(tokens, dict | list) else tokens
+        raise MergeError(
+            f"`tokens` gives `{str(some)[:40]}` rows of its own, which is not supported: "
+            "remove `tokens`; each token then takes its rows from the models that have it."
+        )
+    chosen, multiple = written.get("source") or "union", written.get("pad_to_multiple_of")
+    if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= MAX_BYTES):
+        raise MergeError(
+            f"`pad_to_multiple_of: {str(multiple)[:40]}` must be a whole number such as 64."
+        )
+    return _model(chosen, "source").removeprefix("model:"), multiple
 
 
 def _model(value: object, key: str) -> str:
-    if isinstance(value, dict) and isinstance(value.get("path"), str):
-        value = value["path"]
+    """A model's name, also where it is written as mergekit's mapping of its parts."""
+    if isinstance(value, dict):
+        value = _joined(value)
     if not isinstance(value, str) or len(value) > 512:
         raise MergeError(f"`{key}` must be a model's name, such as `org/name` or a folder.")
     return str(ModelRef.parse(value))
+
+
+def _joined(parts: Mapping[Any, Any]) -> object:
+    """`path`, `revision` and `lora`, as one name."""
+    if isinstance(parts.get("model"), dict):
+        adapter = parts.get("lora") and _joined(parts["lora"])
+        return f"{_joined(parts['model'])}+{adapter}" if adapter else _joined(parts["model"])
+    path, revision = parts.get("path"), parts.get("revision")
+    return f"{path}@{revision}" if path and revision else path
 
 
 def _parameters(value: object, where: str) -> dict[str, Value]:
@@ -233,6 +359,8 @@ def _text(raw: Mapping[str, Any], key: str) -> str | None:
 
 
 def _seed(value: object) -> int:
+    if value is None:
+        return 0
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
     raise MergeError(f"`random_seed: {value}` must be a whole number from 0.")

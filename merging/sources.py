@@ -6,6 +6,7 @@ It knows safetensors and folders; it does not know recipes' meaning, methods, or
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+PACKED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
+"""Types that only quantised weights and their scales have."""
 HEADER_CAP = 25_000_000
 """Bytes; the largest header that safetensors itself reads."""
 SMALL_CAP = 20_000_000
@@ -52,6 +55,7 @@ class Checkpoint:
     """A folder with safetensors. `read` gives views of mapped memory: nothing is copied.
 
     `stamp` tells versions apart: a Hub commit, or a digest of the files' names, sizes and times.
+    `license` is what the model's own card says, if it says so.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     stamp: str
     missing: int = 0
+    license: str | None = None
     handles: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def read(self, name: str) -> torch.Tensor:
@@ -82,6 +87,7 @@ class Remote:
     tensors: Mapping[str, TensorInfo]
     stamp: str
     missing: int
+    license: str | None = None
 
 
 Source: TypeAlias = Checkpoint | Remote
@@ -110,7 +116,7 @@ def open_source(name: str, *, folders: bool = True, token: hub.Token = False) ->
     repo = hub.pin(ref.path, ref.revision, token=token)
     pinned = f"{ref.path}@{repo.revision}"
     if cached := hub.cached(repo):
-        return open_folder(cached, pinned, stamp=repo.revision)
+        return open_folder(cached, pinned, stamp=repo.revision, license=repo.license)
     return _open_remote(repo, pinned, token)
 
 
@@ -122,7 +128,9 @@ def _folder(path: str) -> Path | None:
         return None
 
 
-def open_folder(folder: Path, name: str, stamp: str | None = None) -> Checkpoint:
+def open_folder(
+    folder: Path, name: str, stamp: str | None = None, license: str | None = None
+) -> Checkpoint:
     """A local checkpoint. Raises MergeError for missing, unsafe or truncated files."""
     config = _json(folder / "config.json", name)
     files = _weight_files(folder, name)
@@ -137,7 +145,8 @@ def open_folder(folder: Path, name: str, stamp: str | None = None) -> Checkpoint
                 return stream.read(stop - start)
 
         tensors |= read_header(read, size, file, name)
-    return Checkpoint(name, folder, config, tensors, stamp or _stamp(folder))
+    license = license or _license(folder)
+    return Checkpoint(name, folder, config, tensors, stamp or _stamp(folder), license=license)
 
 
 def fetch(source: Source, *, token: hub.Token = False) -> Generator[hub.Fetched, None, Checkpoint]:
@@ -145,7 +154,7 @@ def fetch(source: Source, *, token: hub.Token = False) -> Generator[hub.Fetched,
     if isinstance(source, Checkpoint):
         return source
     folder = yield from hub.download(source.repo, token=token)
-    return open_folder(folder, source.name, stamp=source.stamp)
+    return open_folder(folder, source.name, stamp=source.stamp, license=source.license)
 
 
 def read_header(
@@ -163,6 +172,7 @@ def read_header(
     try:
         header = json.loads(read(8, 8 + length))
         entries = {k: v for k, v in header.items() if k != "__metadata__"}
+        packed = next((v["dtype"] for v in entries.values() if v["dtype"] in PACKED), None)
         spans = sorted((*v["data_offsets"], k) for k, v in entries.items())
         end = 0
         for first, last, key in spans:
@@ -170,6 +180,11 @@ def read_header(
             end = last
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MergeError(f"{where} has a broken header ({error}): fetch it again.") from error
+    if packed:
+        raise MergeError(
+            f"{where} holds weights in {packed}: the model is quantised, and its deltas would be "
+            "noise. Choose the model in bf16 or fp16."
+        )
     if 8 + length + end != size:
         raise MergeError(
             f"{where} is truncated: it has {size} bytes of {8 + length + end}. Fetch it again."
@@ -178,6 +193,8 @@ def read_header(
 
 
 def _check_span(entry: Mapping[str, Any], first: int, last: int, end: int) -> None:
+    if entry["dtype"] in PACKED:
+        return
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']} cannot be merged")
     if any(not isinstance(n, int) or n < 0 for n in entry["shape"]):
@@ -199,7 +216,7 @@ def _open_remote(repo: hub.Repo, name: str, token: hub.Token) -> Remote:
         tensors |= read_header(read, repo.files[file].size, file, name)
     config = _json(folder / "config.json", name)
     missing = sum(repo.files[file].size for file in files)
-    return Remote(name, repo, folder, config, tensors, repo.revision, missing)
+    return Remote(name, repo, folder, config, tensors, repo.revision, missing, repo.license)
 
 
 def _weight_files(folder: Path, name: str) -> list[str]:
@@ -240,6 +257,17 @@ def _json(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MergeError(f"{name}: {path.name} is not a JSON object: fetch the model again.")
     return content
+
+
+def _license(folder: Path) -> str | None:
+    """What the front matter of a folder's card says, read as a line and not as YAML."""
+    card = folder / "README.md"
+    if not card.is_file() or card.stat().st_size > SMALL_CAP:
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license: *([\w.+-]{1,64}) *$", front[1], re.MULTILINE) if front else None
+    return found[1] if found else None
 
 
 def _stamp(folder: Path) -> str:

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from merging import MergeError, plan
 from merging.methods import methods
+from merging.names import layer as number
 from merging.parameters import settings
 from merging.plan import Plan, with_sources
+from merging.recipe import Recipe
 from merging.sources import open_source
 from tests.conftest import changed, recipe
 
@@ -21,7 +24,10 @@ LAYERS = 5
 def values(parameters: dict[str, Any], tensor: str, method: str = "slerp") -> dict[str, Any]:
     """What a tensor of a model with five layers gets from a recipe's parameters."""
     chosen = recipe(method, ["org/a", "org/b"], base_model="org/base", parameters=parameters)
-    return settings(chosen, methods()[method], ("org/a", "org/b")).at(tensor, LAYERS)
+    (piece,) = chosen.stacked()
+    where = (number(tensor) or 0) / (LAYERS - 1)
+    found = settings(chosen, methods()[method])
+    return found.at(tensor, piece, piece.sources, [tensor] * 2, where)
 
 
 def layer(number: int, rest: str = "mlp.up_proj.weight") -> str:
@@ -56,10 +62,14 @@ def test_outside_the_layers_the_first_value_holds(tensor: str) -> None:
     assert values({"t": [0.2, 0.9]}, tensor)["t"] == 0.2
 
 
-def test_one_layer_takes_the_first_value() -> None:
-    """A model of one layer does not divide by nothing."""
-    chosen = recipe("slerp", ["org/a", "org/b"], parameters={"t": [0.2, 0.9]})
-    assert settings(chosen, methods()["slerp"], ("org/a", "org/b")).at(layer(0), 1) == {"t": 0.2}
+def test_one_layer_takes_the_last_value(pico: Pico) -> None:
+    """A slice of one layer is at its gradient's end, as in mergekit; embeddings at the start."""
+    source = {"model": str(pico["a"]), "layer_range": [0, 1]}
+    other = {"model": str(pico["c"]), "layer_range": [1, 2]}
+    keys = {"base_model": str(pico["a"]), "parameters": {"t": [0.2, 0.9]}}
+    text = {"merge_method": "slerp", "slices": [{"sources": [source, other]}]} | keys
+    decided = plan(Recipe.from_yaml(yaml.safe_dump(text)))
+    assert {number(s.name): s.values["t"] for s in decided.steps} == {0: 0.9, None: 0.2}
 
 
 def test_switches_step_over_the_layers() -> None:
@@ -99,10 +109,14 @@ def test_the_nearest_place_that_has_a_value_wins() -> None:
         "ties", [("org/a", own), "org/b"], base_model="org/base",
         parameters={"weight": 2, "density": 0.4},
     )  # fmt: skip
-    asked = settings(chosen, methods()["ties"], ("org/a", "org/b"))
-    assert asked.at(layer(0), LAYERS)["weight"] == (3, 2)
-    assert asked.at("lm_head.weight", LAYERS)["weight"] == (2, 2)
-    assert asked.at("lm_head.weight", LAYERS)["density"] == (0.1, 0.4)
+    (piece,) = chosen.stacked()
+
+    def asked(name: str) -> dict[str, Any]:
+        return settings(chosen, methods()["ties"]).at(name, piece, piece.sources, [name] * 2)
+
+    assert asked(layer(0))["weight"] == (3, 2)
+    assert asked("lm_head.weight")["weight"] == (2, 2)
+    assert asked("lm_head.weight")["density"] == (0.1, 0.4)
 
 
 def test_silence_means_mergekits_defaults() -> None:
@@ -129,8 +143,9 @@ def test_a_plan_has_a_step_a_tensor(pico: Pico) -> None:
     assert {s.name: (s.shape, s.dtype) for s in decided.steps} == {
         n: (i.shape, i.dtype) for n, i in source.tensors.items()
     }
-    numbers = [s.values["t"] for s in decided.steps]
-    assert numbers == sorted(numbers) and set(numbers) == {0, 1}
+    assert all(s.values["t"] == (number(s.name) or 0) for s in decided.steps)
+    first, *_, norm = (s.name for s in decided.steps)
+    assert (first, norm) == ("model.embed_tokens.weight", "model.norm.weight")
     assert decided.size == sum(i.size * 2 for i in source.tensors.values())
     assert decided.missing == 0
 

@@ -100,7 +100,7 @@ def test_a_good_header() -> None:
         made({"a": entry(shape=(-1, -1))}, 4),
         made({"a": entry(shape=("1",))}, 4),
         made({"a": entry(shape=(2**40, 2**40))}, 4),
-        made({"a": entry(dtype="F8_E4M3", offsets=(0, 1))}, 1),
+        made({"a": entry(dtype="C64", offsets=(0, 8))}, 8),
         made({"a": entry(offsets=(0, 2, 4))}, 4),
         made({"a": entry(offsets=("0", "4"))}, 4),
         made({"a": 3}, 4),
@@ -112,6 +112,12 @@ def test_a_bad_header(data: bytes) -> None:
     """Headers that lie about sizes, places, types or themselves are told with the file's name."""
     with pytest.raises(MergeError, match=r"model: f .*[Ff]etch it again"):
         header(data)
+
+
+def test_quantised_types_are_named() -> None:
+    """Eight-bit floats are no damage: the model is quantised, and the sentence says so."""
+    with pytest.raises(MergeError, match=r"model: f holds weights in F8_E4M3: .*bf16 or fp16"):
+        header(made({"a": entry(dtype="F8_E4M3", offsets=(0, 1))}, 1))
 
 
 @settings(derandomize=True, deadline=None, max_examples=200, database=None)

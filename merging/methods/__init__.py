@@ -5,7 +5,7 @@ import pkgutil
 
 from merging.methods._method import Method, Number, Parameter, Switch, registered
 
-__all__ = ["Method", "Number", "Parameter", "Switch", "methods"]
+__all__ = ["Method", "Number", "Parameter", "Switch", "methods", "variants"]
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     if not _module.name.rpartition(".")[2].startswith("_"):
@@ -15,3 +15,8 @@ for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
 def methods() -> dict[str, Method]:
     """Every method by its name in a recipe's `merge_method`."""
     return dict(sorted(registered.items()))
+
+
+def variants(name: str) -> dict[str, Method]:
+    """The definitions that go by one name in `merge_method`, by `variant`, mergekit's first."""
+    return {"mergekit": registered[name]}

@@ -97,7 +97,7 @@ def _chat(merge: str, message: str, options: Question, folders: bool) -> Iterato
         merge, names = jobs.kept(merge.strip())
     recipe = Recipe.from_yaml(merge)
     made, _ = _end(jobs.make(recipe, folders=folders))
-    columns = zip(names or made.columns, [m.model for m in recipe.models], strict=True)
+    columns = zip(names or made.columns, recipe.listed(), strict=True)
     places = _end(jobs.at_hand(dict(columns), folders=folders))
     asked = list(places)
     texts = dict.fromkeys([*asked, gpu.MERGED], "")

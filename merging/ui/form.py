@@ -104,6 +104,8 @@ def to_recipe(form: Form, values: Mapping[Any, Any], current: str) -> Recipe:
     same = old.merge_method == method.name
     picked = {slot: (values[p] or "").strip() for slot, p in form.pickers.items()}
     slots = [slot for slot in PARENTS if picked[slot]]
+    if old.slices:
+        return _sliced(old, method, picked)
     written = {m.model: m.parameters for m in old.models} if same else {}
     models, common = [], {}
     for slot in slots:
@@ -127,19 +129,31 @@ def to_recipe(form: Form, values: Mapping[Any, Any], current: str) -> Recipe:
     )  # fmt: skip
 
 
-def fill(form: Form, recipe: Recipe) -> dict[Any, Any]:
-    """Updates that make the form show a recipe; an unknown method leaves the controls alone."""
+def _sliced(old: Recipe, method: Method, picked: Mapping[str, str]) -> Recipe:
+    """Slices stay as they are written, with the models that were picked in place of theirs."""
+    shown = _pickers(old)
+    names = {name: picked[slot] for slot, name in shown.items() if name and picked[slot]}
+    return replace(old.renamed(names), merge_method=method.name)
+
+
+def _pickers(recipe: Recipe) -> dict[str, str | None]:
+    """Which model each picker shows."""
     method = methods().get(recipe.merge_method)
-    names = [m.model for m in recipe.models]
+    names = list(recipe.listed())
     first = method is not None and method.base == "first" and recipe.base_model in names
     if first:
         names.sort(key=lambda name: name != recipe.base_model)
     elif recipe.base_model in names:
         names.remove(recipe.base_model)
-    base = None if first else recipe.base_model
     shown = dict(zip(PARENTS, [*names, None, None, None][:3], strict=True))
-    updates: dict[Any, Any] = {form.pickers["base"]: base}
-    updates |= {form.pickers[slot]: name for slot, name in shown.items()}
+    return {"base": None if first else recipe.base_model} | shown
+
+
+def fill(form: Form, recipe: Recipe) -> dict[Any, Any]:
+    """Updates that make the form show a recipe; an unknown method leaves the controls alone."""
+    method = methods().get(recipe.merge_method)
+    shown = _pickers(recipe)
+    updates: dict[Any, Any] = {form.pickers[slot]: name for slot, name in shown.items()}
     if method is None:
         return updates
     updates |= show_method(form, method.name, bool(shown["c"]))
@@ -148,6 +162,7 @@ def fill(form: Form, recipe: Recipe) -> dict[Any, Any]:
         if key[0] == method.name:
             given = own.get(shown.get(key[2]) or "", {})
             value = given.get(key[1], recipe.parameters.get(key[1]))
+            value = [] if recipe.slices else value  # like every list, it is set in YAML
             updates[control] = _shown(method, key, value, bool(shown["c"]))
     return updates
 

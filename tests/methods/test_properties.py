@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,8 @@ def test_mixed_dtypes_are_promoted(method: Method, mixed: tuple[torch.dtype, tor
     base, models = tensors_from(rng, (5, 3), torch.float32, allowed(method, 2))
     models = [x.to(mixed[i % 2]) for i, x in enumerate(models)]
     got = merged(method, models, base.to(mixed[1]), defaults(method, len(models)))
-    assert got.dtype == torch.promote_types(*mixed)
+    read = [*models, base.to(mixed[1])] if on_deltas(method) else models
+    assert got.dtype == reduce(torch.promote_types, [x.dtype for x in read])
 
 
 @EVERY_METHOD
@@ -346,6 +348,7 @@ def test_merge_stays_between_its_parents(method: Method, seed: int, count: int) 
     values = {
         **drawn(method, len(models), rng),
         **({"lambda": 0.9} if has(method, "lambda") else {}),
+        **({"scale": [1.0] * len(models)} if has(method, "scale") else {}),
     }
     got = merged(method, models, base, values)
     among = torch.stack([*models, base] if on_deltas(method) else models)

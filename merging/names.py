@@ -1,0 +1,75 @@
+"""What decoders call their tensors: layers, heads, embeddings, prefixes; no list of architectures.
+
+It knows names as text, and nothing of what stands behind them.
+"""
+
+import re
+from collections.abc import Iterable
+
+LAYER = re.compile(r"(?:^|(?<=\.))(?:layers|h|blocks|layer|block)\.(\d+)\.|(?<=\.)(\d+)\.")
+"""A layer's number: the first number in a name, as in `model.layers.3.mlp` and `h.3.mlp`."""
+HEAD = re.compile(r"^(.*\.)?(lm_head|embed_out)\.weight$|^output\.weight$")
+"""Output heads, which a tied model leaves out: its embeddings stand in for them."""
+EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$"
+)  # fmt: skip
+FIRST = re.compile(r"(^|\.)(w[tp]e|embed(?!_out)\w*|(tok|word)_embeddings\w*)\.(weight|bias)$")
+BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+"""Old checkpoints carry these, though the model computes them itself."""
+ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)\.(weight|bias)$")
+"""What sends tokens to the experts of a mixture."""
+PACKED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|weight_scale\w*|weight_packed|absmax|quant_map|SCB)$"
+    r"|\.quant_state\."
+)
+"""What quantised checkpoints keep beside or in place of a weight."""
+
+
+def layer(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to, or None.
+
+    >>> layer("model.layers.3.mlp.up_proj.weight"), layer("h.0.ln_1.bias"), layer("lm_head.weight")
+    (3, 0, None)
+    """
+    match = LAYER.search(name)
+    return int(match[1] or match[2]) if match else None
+
+
+def layers(names: Iterable[str]) -> int:
+    """How many layers these tensors are of."""
+    return 1 + max((n for name in names if (n := layer(name)) is not None), default=-1)
+
+
+def at_layer(name: str, number: int | None) -> str:
+    """The name with another layer's number; unchanged outside the layers.
+
+    >>> at_layer("model.layers.3.mlp.up_proj.weight", 7)
+    'model.layers.7.mlp.up_proj.weight'
+    """
+    match = LAYER.search(name)
+    if number is None or match is None:
+        return name
+    start, stop = match.span(1 if match[1] else 2)
+    return f"{name[:start]}{number}{name[stop:]}"
+
+
+def head(name: str) -> bool:
+    """Whether a tensor is an output head."""
+    return bool(HEAD.search(name))
+
+
+def before_layers(name: str) -> bool:
+    """Whether a tensor outside the layers comes before them, as embeddings do."""
+    return bool(FIRST.search(name))
+
+
+def prefix(names: Iterable[str]) -> str:
+    """What the model's own tensors begin with: some are saved without.
+
+    >>> prefix(["lm_head.weight", "model.layers.0.mlp.up_proj.weight"]), prefix(["h.0.ln_1.bias"])
+    ('model.', '')
+    """
+    for name in names:
+        if (match := LAYER.search(name)) and match[1]:
+            return name[: match.start()]
+    return ""
