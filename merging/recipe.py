@@ -156,7 +156,7 @@ class Recipe:
         return {key: value for key, value in out.items() if value is not None}
 
     def to_yaml(self) -> str:
-        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        text: str = yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
         return text
 
     def stacked(self) -> tuple[Slice, ...]:
@@ -364,6 +364,19 @@ def _seed(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
     raise MergeError(f"`random_seed: {value}` must be a whole number from 0.")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of plain numbers on one line, as people write layer ranges and gradients."""
+
+
+def _sequence(dumper: _Dumper, items: list[Any]) -> yaml.SequenceNode:
+    short = all(isinstance(item, int | float) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=short)
+
+
+_Dumper.add_representer(list, _sequence)
+_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]  # noqa: ARG005
 
 
 class _Loader(yaml.SafeLoader):

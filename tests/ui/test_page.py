@@ -101,6 +101,32 @@ def test_a_closed_page_is_answered_no_longer(visit: Visit, app: App, long_recipe
     assert app.processor_seconds() - used < 0.5
 
 
+SLICES = """
+merge_method: slerp
+base_model: assets/demo/a
+slices:
+- sources:
+  - {model: assets/demo/a, layer_range: [0, 4]}
+  - {model: assets/demo/b, layer_range: [0, 4]}
+parameters: {t: 0.25}
+"""
+
+
+def test_slices_are_set_in_yaml(visit: Visit) -> None:
+    """A pasted recipe of slices shows its models; its controls are off, and it merges as it is."""
+    playground = visit().ready()
+    playground.paste(SLICES)
+    expect(playground.part("recipe-status")).to_contain_text("in use")
+    expect(playground.part("slerp-t")).to_contain_text("set in YAML")
+    expect(playground.part("slerp-t").locator("input[type=number]")).to_be_disabled()
+    playground.merge()
+    playground.ask(SUM)
+    assert playground.answers("merged") == ["65"]
+    playground.pick("b", "assets/demo/base")
+    expect(playground.recipe()).to_contain_text("model: assets/demo/base")
+    expect(playground.recipe()).to_contain_text("layer_range: [0, 4]")
+
+
 def _rambling(visit: Visit, recipe: str) -> Playground:
     """A page in the middle of a long answer."""
     playground = visit().ready()
