@@ -1,4 +1,4 @@
-"""One tensor, block by block: runs a method's measure and combine over all cores or on a GPU.
+"""Tensors, block by block: runs a method's measure and combine over all cores or on a GPU.
 
 It knows methods and tensors in memory; not plans, nor where the values come from or go.
 """
@@ -6,7 +6,7 @@ It knows methods and tensors in memory; not plans, nor where the values come fro
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from merging import vocabulary
 from merging.methods import Method
-from merging.methods._method import Ordered, PerBlock
+from merging.methods._method import BlockFunction, Ordered, PerBlock
 
 BLOCK = 1 << 18
 """Elements: 1 MB in float32, so that the few buffers of a method stay in the cache.
@@ -48,16 +48,24 @@ def merge_tensor(
     block: int = BLOCK,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """One tensor in memory, through the loop's own code. Values are by YAML name, as in a Step."""
+    """One tensor in memory, through the loop's own code.
+
+    Values are by YAML name, as in a Step; what is not given is at its default.
+    """
+    silent = {
+        p.name: (p.control.default,) * len(tensors) if p.per_model else p.control.default
+        for p in method.parameters
+    }
     parents = [*tensors, *([base] if base is not None and method.space == "deltas" else [])]
     promoted = reduce(torch.promote_types, (p.dtype for p in parents))
     out = torch.empty(tensors[0].shape, dtype=out_dtype or promoted)
     with pooled("cpu") as pool:
         work = Work(
-            method, parameters or {}, method.space == "deltas", out.numel(), block, tuple(out.shape)
-        )
+            method, silent | dict(parameters or {}), method.space == "deltas",
+            out.numel(), block, tuple(out.shape),
+        )  # fmt: skip
         read = partial(slices, [p.reshape(-1) for p in parents])
-        found = measure(work, read, pool)
+        found = measure([(work, read)], pool)
         for _ in combine(work, read, found, out.view(-1), out.dtype, pool):
             pass
     return out
@@ -109,26 +117,64 @@ def aligned(
     return [f.reshape(-1)[cut].to(device, copy=True) for f in found]
 
 
-def measure(work: Work, read: Reader, pool: ThreadPoolExecutor) -> dict[str, Any]:
-    """Drive the method's `measure`: each function it yields is run over all blocks."""
-    if work.method.measure is None or not work.size:
-        return {}
-    values = work.method.arguments(work.values)
-    asked = work.method.measure(**{name: values[name] for name in work.method.measured})
+def measure(parts: Sequence[tuple[Work, Reader]], pool: ThreadPoolExecutor) -> dict[str, Any]:
+    """What the method's `measure` finds over one tensor, or over several as if they were one."""
+    steps = measuring(parts, pool)
     try:
-        want = next(asked)
         while True:
-            function = want.function if isinstance(want, Ordered) else want
-
-            def run(block: tuple[int, int], function: Any = function) -> Tensor:
-                result: Tensor = function(work.tensors(read, *block)[0])
-                return result
-
-            results = in_order(pool, run, work.blocks())
-            want = asked.send(list(results) if isinstance(want, Ordered) else added(results))
+            next(steps)
     except StopIteration as end:
         found: dict[str, Any] = end.value
         return found
+
+
+def measuring(
+    parts: Sequence[tuple[Work, Reader]], pool: ThreadPoolExecutor
+) -> Generator[int, None, dict[str, Any]]:
+    """Drive the method's `measure`: each function it yields is run over all blocks, in order.
+
+    Yields now and then, and at the end of each such pass, how many elements more it has gone over.
+    All parts have the method and the measured values of the first.
+    """
+    jobs = [(work, read, block) for work, read in parts for block in work.blocks()]
+    first = parts[0][0] if jobs else None
+    if first is None or first.method.measure is None:
+        return {}
+    values = first.method.arguments(first.values)
+    asked = first.method.measure(**{name: values[name] for name in first.method.measured})
+    try:
+        want = next(asked)
+        while True:
+            want = asked.send((yield from _pass(want, jobs, pool)))
+    except StopIteration as end:
+        found: dict[str, Any] = end.value
+        return found
+
+
+def _pass(
+    want: BlockFunction | Ordered,
+    jobs: Sequence[tuple[Work, Reader, tuple[int, int]]],
+    pool: ThreadPoolExecutor,
+) -> Generator[int, None, Tensor | list[Tensor]]:
+    function = want.function if isinstance(want, Ordered) else want
+
+    def run(job: tuple[Work, Reader, tuple[int, int]]) -> Tensor:
+        work, read, block = job
+        return function(work.tensors(read, *block)[0])
+
+    each: list[Tensor] = []
+    last, gone = time.monotonic(), 0
+    for result, (_, _, (start, stop)) in zip(in_order(pool, run, jobs), jobs, strict=True):
+        gone += stop - start
+        if isinstance(want, Ordered) or not each:
+            each.append(result.clone())
+        else:
+            each[0] += result
+        if time.monotonic() - last > EVERY:
+            yield gone
+            last, gone = time.monotonic(), 0
+    yield gone
+    return each if isinstance(want, Ordered) else each[0]
 
 
 def in_order(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from merging import blocks
-from merging.blocks import Reader, Work, added, aligned, combine, measure, pooled, slices
+from merging.blocks import Reader, Work, added, aligned, combine, measure, measuring, pooled, slices
 from merging.errors import MergeError
 from merging.hub import Token
 from merging.pairing import Step
@@ -152,6 +152,8 @@ def fetched(plan: Plan, *, token: Token = False) -> Generator[Progress, None, Pl
 def _tensors(
     plan: Plan, sink: Sink, numbers: Numbers, device: str, pool: ThreadPoolExecutor
 ) -> Iterator[Progress]:
+    if plan.method.scope == "model":
+        numbers = yield from _as_one(plan, numbers, device, pool)
     start, tally = time.monotonic(), Counter[str]()
     total, done = sum(step.size for step in plan.steps) or 1, 0
 
@@ -181,19 +183,73 @@ def _tensors(
 def _step(
     plan: Plan, step: Step, out: Tensor, numbers: Numbers, device: str, pool: ThreadPoolExecutor
 ) -> Iterator[int]:
-    work = Work(plan.method, step.values, plan.based, step.size, blocks.BLOCK, step.shape)
-    read = _reader(plan, step, device)
+    work, read = _part(plan, step, device)
     key = _key(plan, step)
     if key not in numbers:
-        numbers[key] = measure(work, read, pool)
+        numbers[key] = measure([(work, read)], pool)
     try:
         yield from combine(work, read, numbers[key], out, step.dtype, pool)
     except ArithmeticError as error:
         raise _not_finite(plan, step) from error
 
 
+def _part(plan: Plan, step: Step, device: str) -> tuple[Work, Reader]:
+    work = Work(plan.method, step.values, plan.based, step.size, blocks.BLOCK, step.shape)
+    return work, _reader(plan, step, device)
+
+
 def _key(plan: Plan, step: Step) -> tuple[Any, ...]:
-    return (plan.method.name, step.name, *(step.values[name] for name in plan.method.measured))
+    """What a tensor's numbers depend on, its name not being enough: slices may move the layers."""
+    measured = (step.values[name] for name in plan.method.measured)
+    return plan.method.name, plan.method.variant, step.reads, step.sources, step.shape, *measured
+
+
+def _as_one(
+    plan: Plan, numbers: Numbers, device: str, pool: ThreadPoolExecutor
+) -> Generator[Progress, None, Numbers]:
+    """Measure all tensors as one vector; each of them then has the same numbers."""
+    steps = [step for step in plan.steps if not step.copied]
+    _check_alike(plan, steps)
+    keys = tuple(_key(plan, step) for step in steps)
+    if keys not in numbers:
+        parts = [_part(plan, step, device) for step in steps]
+        numbers[keys] = yield from _going_over(plan, parts, pool)
+    return dict.fromkeys(keys, numbers[keys])
+
+
+def _check_alike(plan: Plan, steps: Sequence[Step]) -> None:
+    whole = f"`variant: {plan.method.variant}` trims each model as a whole"
+    for name in plan.method.measured:
+        if len({step.values[name] for step in steps}) > 1:
+            raise MergeError(
+                f"`{name}` must be one number for each model, as {whole}: "
+                "write it without filters and gradients, and the same in every slice."
+            )
+    if len({step.sources for step in steps}) > 1:
+        raise MergeError(
+            f"{whole}, and the slices differ in their models: list the same ones in each, "
+            "or choose another variant."
+        )
+
+
+def _going_over(
+    plan: Plan, parts: Sequence[tuple[Work, Reader]], pool: ThreadPoolExecutor
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Progress starts anew with each pass over the model: their number is the method's affair."""
+    start, total, gone = time.monotonic(), sum(work.size for work, _ in parts), 0
+    passes = measuring(parts, pool)
+    try:
+        while True:
+            gone += next(passes)
+            done = (gone - 1) % total + 1
+            elapsed = max(time.monotonic() - start, 1e-6)
+            speed = gone / total * plan.size * len(plan.sources) / elapsed
+            left = (total - done) / gone * elapsed
+            share = done / total
+            yield Progress("the whole model", done, total, share, speed / 1e9, left, "measure")
+    except StopIteration as end:
+        found: dict[str, Any] = end.value
+        return found
 
 
 def _count(plan: Plan, step: Step, numbers: Numbers, tally: Counter[str]) -> None:

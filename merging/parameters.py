@@ -135,8 +135,8 @@ def _gradient(points: list[Any], place: float) -> Any:
 def _checked(parameter: Parameter, value: object) -> float | bool:
     name, control = parameter.name, parameter.control
     if not isinstance(control, Number):
-        if isinstance(value, bool):
-            return value
+        if isinstance(value, bool | int) and value in (0, 1):
+            return bool(value)
         raise MergeError(f"`{name}: {value}` must be true or false.")
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         raise MergeError(f"`{name}: {str(value)[:40]}` must be a number.")

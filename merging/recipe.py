@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -336,12 +337,29 @@ def _parameters(value: object, where: str) -> dict[str, Value]:
     if not isinstance(value, dict):
         raise MergeError(f"The {where} must be `name: value` lines, not {type(value).__name__}.")
     for key, content in value.items():
-        if content is None or isinstance(content, dict):
+        if content is None or (isinstance(content, dict) and "value" not in content):
             raise MergeError(
                 f"`{key}` in the {where} must be a number, a list over the layers, "
                 "or a list of `filter` and `value`."
             )
-    return {str(key): content for key, content in value.items()}
+    return {str(key): _value(content) for key, content in value.items()}
+
+
+def _value(written: Any) -> Value:
+    """A parameter's value: one filter is a list of one, and `5e-1` a number, as in mergekit."""
+    plain = _numbers(written)
+    return [plain] if isinstance(plain, dict) else plain
+
+
+def _numbers(written: Any) -> Any:
+    if isinstance(written, list):
+        return [_numbers(entry) for entry in written]
+    if isinstance(written, dict):
+        return {k: _numbers(v) if k == "value" else v for k, v in written.items()}
+    if isinstance(written, str):
+        with suppress(ValueError):
+            return float(written)
+    return written
 
 
 def _one_of(raw: Mapping[str, Any], key: str, allowed: Collection[str]) -> str | None:

@@ -122,7 +122,7 @@ def test_the_nearest_place_that_has_a_value_wins() -> None:
 def test_silence_means_mergekits_defaults() -> None:
     """TIES without parameters: weight 1, density 1, lambda 1, normalised."""
     assert values({}, layer(0), "ties") == {
-        "weight": (1, 1), "density": (1, 1), "lambda": 1, "normalize": True,
+        "weight": (1, 1), "density": (1, 1), "lambda": 1, "normalize": True, "rescale": False,
     }  # fmt: skip
 
 

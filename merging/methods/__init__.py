@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from merging.methods._method import Method, Number, Parameter, Switch, registered
+from merging.methods._method import STANDARD, Method, Number, Parameter, Switch, registered
 
 __all__ = ["Method", "Number", "Parameter", "Switch", "methods", "variants"]
 
@@ -13,10 +13,12 @@ for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
 
 
 def methods() -> dict[str, Method]:
-    """Every method by its name in a recipe's `merge_method`."""
-    return dict(sorted(registered.items()))
+    """Every method by its name in a recipe's `merge_method`, as mergekit defines it."""
+    return {name: m for (name, variant), m in sorted(registered.items()) if variant == STANDARD}
 
 
 def variants(name: str) -> dict[str, Method]:
     """The definitions that go by one name in `merge_method`, by `variant`, mergekit's first."""
-    return {"mergekit": registered[name]}
+    found = [m for (other, _), m in registered.items() if other == name]
+    found.sort(key=lambda m: (m.variant != STANDARD, m.variant))
+    return {m.variant: m for m in found}

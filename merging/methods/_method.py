@@ -20,6 +20,9 @@ from torch import Tensor
 
 Space = Literal["weights", "deltas"]
 Base = Literal["required", "unused", "first"]
+Scope = Literal["tensor", "model"]
+STANDARD = "mergekit"
+"""The variant that a recipe means if it names none."""
 BlockFunction = Callable[[Sequence[Tensor]], Tensor]
 
 
@@ -75,9 +78,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method as declared. `models` is how many it takes, the base not counted."""
+    """A merge method as declared. `models` is how many it takes, the base not counted.
+
+    `variant` tells definitions of one name apart. `measure` runs over the blocks of one tensor, or,
+    if `scope` is "model", once over those of all tensors, as if they were one vector.
+    """
 
     name: str
+    variant: str
     title: str
     help: str
     paper: str
@@ -88,6 +96,7 @@ class Method:
     combine: Callable[..., Tensor]
     measure: Measure | None
     measured: tuple[str, ...]
+    scope: Scope
     whole: bool
     outcome: Callable[..., str] | None
     refuse: Callable[..., str | None] | None
@@ -97,8 +106,8 @@ class Method:
         return {_python(p.name): values[p.name] for p in self.parameters}
 
 
-registered: dict[str, Method] = {}
-"""Filled while the sibling files are imported, read-only after."""
+registered: dict[tuple[str, str], Method] = {}
+"""By name and variant; filled while the sibling files are imported, read-only after."""
 
 
 def method(  # noqa: PLR0913  # a declaration: each argument is one fact about the method
@@ -108,13 +117,15 @@ def method(  # noqa: PLR0913  # a declaration: each argument is one fact about t
     paper: str,
     space: Space,
     base: Base,
+    variant: str = STANDARD,
     models: tuple[int, int] = (2, 3),
     measure: Measure | None = None,
+    scope: Scope = "tensor",
     whole: bool = False,
     outcome: Callable[..., str] | None = None,
     refuse: Callable[..., str | None] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register `combine` under its name and give it back unchanged.
+    """Register `combine` under its name and variant, and give it back unchanged.
 
     `outcome(**numbers)` names what happened to a tensor, for tallies; `refuse(**parameters)` says
     what is wrong with a combination of values, or None. `whole` hands over shaped whole tensors.
@@ -123,11 +134,11 @@ def method(  # noqa: PLR0913  # a declaration: each argument is one fact about t
     def register(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:
         _, *rest = inspect.signature(combine, eval_str=True).parameters.values()
         positional = [p for p in rest if p.kind is p.POSITIONAL_OR_KEYWORD]
-        registered[combine.__name__] = Method(
-            combine.__name__, title, help, paper, space, base, models,
+        registered[combine.__name__, variant] = Method(
+            combine.__name__, variant, title, help, paper, space, base, models,
             tuple(_parameter(p) for p in positional), combine,
             measure, tuple(inspect.signature(measure).parameters) if measure else (),
-            whole, outcome, refuse,
+            scope, whole, outcome, refuse,
         )  # fmt: skip
         return combine
 

@@ -1,13 +1,13 @@
 """Trimming a delta to its largest entries, block by block, exactly; knows no merge method.
 
-Exactly k = max(1, int(density·n)) entries stay. Among equal magnitudes the lowest flat index wins,
-which matters: of bf16 parents up to 15 % of the magnitudes equal the threshold.
+Exactly k entries stay, for mergekit k = max(1, int(density·n)). Among equal magnitudes the lowest
+flat index wins, which matters: of bf16 parents up to 15 % of them equal the threshold.
 
 A float32 magnitude read as an integer keeps its order, so two histograms find the k-th largest:
 one over its top 16 bits, one over the low 15 bits inside the bin that holds it.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,9 @@ LOW_BITS = 15
 TOP, LOW = 1 << 16, 1 << LOW_BITS
 NONE = 0x7FFFFFFF
 """A threshold that no finite magnitude reaches."""
+
+Count = Callable[[float, int], int]
+"""How many of so many entries a density keeps."""
 
 
 def kept(density: float, size: int) -> int:
@@ -59,29 +62,55 @@ def equals(deltas: Sequence[Tensor], thresholds: Sequence[int]) -> Tensor:
     return torch.stack(found)
 
 
-def measure(
-    density: Sequence[float],
+def measure(density: Sequence[float]) -> Generator[BlockFunction | Ordered, Any, dict[str, Any]]:
+    """The numbers of `exactly` for as many entries as mergekit keeps."""
+    return (yield from exactly(density, kept))
+
+
+def exactly(
+    density: Sequence[float], count: Count
 ) -> Generator[BlockFunction | Ordered, Any, dict[str, Any]]:
     """Each model's `threshold`, and in `spare` how many that equal it each block may keep.
 
-    Thresholds are magnitudes as int32; `spare` is a list (models) for each block.
+    Thresholds are magnitudes as int32; `spare` is a list (models) for each block. `count` says how
+    many stay: all at a density of 1, none at 0.
     """
     if all(d >= 1 or d <= 0 for d in density):
         return {"threshold": [0 if d > 0 else NONE for d in density], "spare": None}
+    threshold, spare = yield from thresholds(density, count)
+    at = torch.stack((yield Ordered(partial(equals, thresholds=threshold)))).cpu()
+    before = at.cumsum(0) - at
+    left = (torch.tensor(spare) - before).clamp(min=0)
+    return {"threshold": threshold, "spare": PerBlock(torch.minimum(left, at).tolist())}
+
+
+def thresholds(
+    density: Sequence[float], count: Count
+) -> Generator[BlockFunction, Tensor, tuple[list[int], list[int]]]:
+    """Each model's `count`-th largest magnitude as int32, and how many that equal it belong to it.
+
+    The threshold is `NONE` where none is to stay, and 0 where all are.
+    """
     tops = (yield top_bits).cpu()
-    wanted = [kept(d, int(row.sum())) for d, row in zip(density, tops, strict=True)]
+    sizes = tops.sum(1).tolist()
+    wanted = [count(d, size) for d, size in zip(density, sizes, strict=True)]
     bins, above = _kth(tops, wanted)
     lows = (yield partial(low_bits, bins=bins)).cpu()
     inside, above_inside = _kth(lows, [w - a for w, a in zip(wanted, above, strict=True)])
     threshold = [(b << LOW_BITS) | i for b, i in zip(bins, inside, strict=True)]
     spare = [w - a - i for w, a, i in zip(wanted, above, above_inside, strict=True)]
-    for model, (w, row) in enumerate(zip(wanted, tops, strict=True)):
-        if w == 0 or w == int(row.sum()):  # nothing or everything stays: no threshold to share
-            threshold[model], spare[model] = (NONE, 0) if w == 0 else (0, int(row.sum()))
-    at = torch.stack((yield Ordered(partial(equals, thresholds=threshold)))).cpu()
-    before = at.cumsum(0) - at
-    left = (torch.tensor(spare) - before).clamp(min=0)
-    return {"threshold": threshold, "spare": PerBlock(torch.minimum(left, at).tolist())}
+    for model, (w, size) in enumerate(zip(wanted, sizes, strict=True)):
+        if w in (0, size):  # nothing or everything stays: no threshold to share
+            threshold[model], spare[model] = (NONE, 0) if w == 0 else (0, size)
+    return threshold, spare
+
+
+def at_threshold(found: dict[str, Any]) -> list[float]:
+    """The sum of each model's kept entries that equal its threshold, from `exactly`'s numbers."""
+    values = torch.tensor(found["threshold"], dtype=torch.int32).view(torch.float32)
+    spare = found["spare"]
+    counts = torch.tensor(spare.values).sum(0) if spare else torch.zeros(len(values))
+    return torch.where(counts > 0, values.double() * counts, 0.0).tolist()
 
 
 def trim(delta: Tensor, threshold: int, spare: int | None) -> Tensor:

@@ -63,6 +63,8 @@ def _forming(page: Page) -> None:
     _on(buttons["swap"].click, choosing.swap, page, form, page.filled())
     _on(buttons["use"].click, choosing.use_recipe, page, {page.recipe}, page.filled())
     _on(buttons["check"].click, choosing.check, page, {page.recipe}, {page.notes})
+    for variant in page.form.variants.values():
+        _on(variant.input, choosing.change_variant, page, form, page.filled(), **last)
     for picker in (*page.form.pickers.values(), page.form.method):
         _on(picker.input, choosing.change_models, page, form, page.filled(), **last)
     for control in page.form.controls.values():

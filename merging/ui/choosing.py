@@ -76,9 +76,18 @@ def change_models(page: Page, values: Values) -> Iterator[Updates]:
     for key, control in page.form.controls.items():
         if key[2] == "c":
             updates[control] = gr.update(visible=three)
-    updates |= forms.show_method(page.form, values[page.form.method], three)
+    name = values[page.form.method]
+    updates |= forms.show_method(page.form, name, page.form.variant(name, values), three)
     yield updates | _titled(page, values)
     yield from _checked(page, updates[page.recipe])
+
+
+@shows_errors("notes")
+def change_variant(page: Page, values: Values) -> Iterator[Updates]:
+    """Another definition of the method: controls that it has no use for are switched off."""
+    text = _rewritten(page, values)[page.recipe]
+    yield _filled(page, text)
+    yield from _checked(page, text)
 
 
 @shows_errors("notes")

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from merging.methods import Method, Number, Parameter, methods
+from merging.methods import Method, Number, Parameter, methods, variants
 from merging.recipe import Input, Recipe
 from merging.ui import look
 from merging.ui.presets import offered
@@ -28,10 +28,17 @@ class Form:
     method: gr.Radio
     about: gr.HTML
     groups: Mapping[str, gr.Column]
+    variants: Mapping[str, gr.Radio]
     controls: Mapping[Key, gr.Slider | gr.Checkbox]
 
     def inputs(self) -> set[Any]:
-        return {*self.pickers.values(), self.method, *self.controls.values()}
+        chosen = {*self.pickers.values(), self.method, *self.variants.values()}
+        return {*chosen, *self.controls.values()}
+
+    def variant(self, method: str, values: Mapping[Any, Any]) -> str:
+        """Which definition of the method is chosen."""
+        radio = self.variants.get(method)
+        return values[radio] if radio else "mergekit"
 
     def outputs(self) -> set[Any]:
         return {*self.inputs(), *self.groups.values(), self.about}
@@ -61,13 +68,20 @@ def method_controls(chosen: Mapping[str, gr.Dropdown]) -> Form:
     about = gr.HTML(elem_id="about-method")
     groups: dict[str, gr.Column] = {}
     controls: dict[Key, gr.Slider | gr.Checkbox] = {}
+    radios: dict[str, gr.Radio] = {}
     for method in known.values():
         visible = method.name == names[0]
         with gr.Column(visible=visible, elem_classes=["controls"], min_width=0) as group:
             for parameter in method.parameters:
                 controls |= _parameter(method, parameter)
+            if len(variants(method.name)) > 1:
+                radios[method.name] = gr.Radio(
+                    list(variants(method.name)), value="mergekit", label="variant",
+                    info="whose definition it follows", elem_id=f"{method.name}-variant",
+                    elem_classes=["variant"],
+                )  # fmt: skip
         groups[method.name] = group
-    return Form(chosen, radio, about, groups, controls)
+    return Form(chosen, radio, about, groups, radios, controls)
 
 
 def _parameter(method: Method, parameter: Parameter) -> dict[Key, gr.Slider | gr.Checkbox]:
@@ -100,12 +114,13 @@ def _label(key: Key) -> str:
 def to_recipe(form: Form, values: Mapping[Any, Any], current: str) -> Recipe:
     """What the form says, over what the `current` text says beyond it."""
     old = Recipe.from_yaml(current)
-    method = methods()[values[form.method]]
+    variant = form.variant(values[form.method], values)
+    method = variants(values[form.method])[variant]
     same = old.merge_method == method.name
     picked = {slot: (values[p] or "").strip() for slot, p in form.pickers.items()}
     slots = [slot for slot in PARENTS if picked[slot]]
     if old.slices:
-        return _sliced(old, method, picked)
+        return replace(_sliced(old, method, picked), variant=variant)
     written = {m.model: m.parameters for m in old.models} if same else {}
     models, common = [], {}
     for slot in slots:
@@ -125,7 +140,7 @@ def to_recipe(form: Form, values: Mapping[Any, Any], current: str) -> Recipe:
     base = {"required": picked["base"], "first": picked["a"], "unused": ""}[method.base]
     return replace(
         old, merge_method=method.name, models=tuple(models), base_model=base or None,
-        parameters=common,
+        parameters=common, variant=variant,
     )  # fmt: skip
 
 
@@ -156,7 +171,7 @@ def fill(form: Form, recipe: Recipe) -> dict[Any, Any]:
     updates: dict[Any, Any] = {form.pickers[slot]: name for slot, name in shown.items()}
     if method is None:
         return updates
-    updates |= show_method(form, method.name, bool(shown["c"]))
+    updates |= show_method(form, method.name, recipe.variant, bool(shown["c"]))
     own = {m.model: m.parameters for m in recipe.models}
     for key, control in form.controls.items():
         if key[0] == method.name:
@@ -164,7 +179,7 @@ def fill(form: Form, recipe: Recipe) -> dict[Any, Any]:
             value = given.get(key[1], recipe.parameters.get(key[1]))
             value = [] if recipe.slices else value  # like every list, it is set in YAML
             updates[control] = _shown(method, key, value, bool(shown["c"]))
-    return updates
+    return updates | _unused(form, method.name, recipe.variant)
 
 
 def _shown(method: Method, key: Key, value: Any, three: bool) -> Any:
@@ -180,7 +195,18 @@ def _shown(method: Method, key: Key, value: Any, three: bool) -> Any:
     )  # fmt: skip
 
 
-def show_method(form: Form, name: str, three: bool) -> dict[Any, Any]:
+def _unused(form: Form, name: str, variant: str) -> dict[Any, Any]:
+    """Switch off what a variant has no use for, saying so."""
+    known = variants(name)
+    used = {p.name for p in known.get(variant, methods()[name]).parameters}
+    return {
+        control: gr.update(interactive=False, label=f"{_label(key)} (not in {variant})")
+        for key, control in form.controls.items()
+        if key[0] == name and key[1] not in used
+    }
+
+
+def show_method(form: Form, name: str, variant: str, three: bool) -> dict[Any, Any]:
     """Show one method's controls, and say which methods three models rule out."""
     method = methods()[name]
     updates: dict[Any, Any] = {
@@ -192,4 +218,6 @@ def show_method(form: Form, name: str, three: bool) -> dict[Any, Any]:
     )
     updates[form.method] = gr.update(value=name, elem_classes=[f"no-{m.name}" for m in short])
     updates[form.about] = look.about(method.help + reason, method.paper)
+    if name in form.variants:
+        updates[form.variants[name]] = variant
     return updates

@@ -220,6 +220,29 @@ def test_ties_is_the_formula(
     assert not ((np.abs(got - wanted) > ROUNDING * scale) & ~close_call).any()
 
 
+@pytest.mark.parametrize("density", [[0.02, 0.5], [0.3, 1.0], [0.0, 1.0], [1.0, 1.0]], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rescaled_ties_keeps_the_sum(dtype: torch.dtype, density: list[float]) -> None:
+    """`rescale` multiplies each trimmed delta by what brings its sum of |δ| back, ties included."""
+    base, *models = random_models(3, 700_001, dtype, 2)
+    origin, arrays = plain(base), [plain(x) for x in models]
+    for model, array, kept in zip(models, arrays, density, strict=True):
+        given = {"density": [kept], "rescale": True, "normalize": False}
+        got = engine("ties", [model], base, **given).astype(np.float64) - origin
+        before = np.abs(reference.delta(array, origin)).sum()
+        trimmed = reference.trim(reference.delta(array, origin), kept)
+        after = np.abs(trimmed).sum()
+        wanted = trimmed * (before / after if after else 1.0)
+        assert np.allclose(got, wanted, rtol=0, atol=1e-5 * max(1.0, np.abs(wanted).max()))
+        assert (np.abs(got).sum() == 0) == (kept == 0)
+
+
+def test_a_delta_of_nothing_is_not_stretched() -> None:
+    """0 over 0 is no factor."""
+    base = np.ones(5, dtype=np.float32)
+    assert engine("ties", [base], base, density=[0.5], rescale=True).tolist() == [1] * 5
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [1, 7, 1000, 70_001])
 @pytest.mark.parametrize("t", [0.0, 0.1, 0.5, 0.9, 1.0])

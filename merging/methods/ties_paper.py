@@ -1,0 +1,67 @@
+"""TIES as in the code of its authors (arXiv:2306.01708): each model is trimmed as one long vector.
+
+Everything that reaches the threshold stays, models have no weights, and where the trimmed deltas
+add up to 0 the sign is the one that won most entries of the whole model.
+"""
+
+from collections.abc import Generator, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from merging.methods._method import BlockFunction, Number, method
+from merging.methods._trim import thresholds, trim
+from merging.methods.ties import disjoint_merge, elect
+
+
+def reached(density: float, size: int) -> int:
+    """Which of the largest of `size` magnitudes is the threshold; its equals stay as well.
+
+    >>> reached(0.2, 1000), reached(0, 5), reached(1, 5)
+    (201, 1, 5)
+    """
+    return min(size, int(size * density) + 1)
+
+
+def lead(deltas: Sequence[Tensor], threshold: Sequence[int]) -> Tensor:
+    """By how many the entries whose trimmed deltas add up to more than 0 outnumber the opposite."""
+    trimmed = [trim(d, at, None) for d, at in zip(deltas, threshold, strict=True)]
+    return torch.stack(trimmed).sum(0).sign().sum(dtype=torch.int64)
+
+
+def measure(density: Sequence[float]) -> Generator[BlockFunction, Tensor, dict[str, Any]]:
+    """Each model's `threshold`, as int32, and the `majority` of the positive entries."""
+    threshold = [0] * len(density)
+    if min(density) < 1:
+        threshold, _ = yield from thresholds(density, reached)
+    majority = yield partial(lead, threshold=threshold)
+    return {"threshold": threshold, "majority": int(majority)}
+
+
+@method(
+    "TIES",
+    help="Keeps each whole model's largest changes, votes on their sign, averages those that agree",
+    paper="https://arxiv.org/abs/2306.01708",
+    variant="paper",
+    space="deltas",
+    base="required",
+    models=(1, 3),
+    measure=measure,
+    scope="model",
+)
+def ties(
+    deltas: Sequence[Tensor],
+    density: Annotated[  # noqa: ARG001  # `measure` reads it, and hands over a threshold
+        Sequence[float], Number("part of the changes that is kept", 1, 0.2, 0, 1, (0, 1))
+    ],
+    lambda_: Annotated[float, Number("length of the merged step", 1, 1, 0, 3)],
+    *,
+    threshold: Sequence[int],
+    majority: int,
+) -> Tensor:
+    """λ·(mean of the trimmed deltas that agree); a draw with no majority goes to the negatives."""
+    trimmed = [trim(d, at, None) for d, at in zip(deltas, threshold, strict=True)]
+    positive = elect(trimmed, majority > 0)
+    return disjoint_merge(trimmed, positive, [1] * len(trimmed), True).mul_(lambda_)

@@ -1,0 +1,62 @@
+"""TIES as in PEFT (`peft.utils.merge_utils.ties`): a tensor at a time, weights after the vote.
+
+Exactly int(density·n) entries stay, and that may be none; division is by how many agree, whatever
+their weights. PEFT has no λ: it is 1 unless the recipe says otherwise.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from merging.methods._method import BlockFunction, Number, Ordered, method
+from merging.methods._trim import exactly, trim
+from merging.methods.ties import agrees, elect
+
+
+def floor(density: float, size: int) -> int:
+    """How many of `size` entries a density keeps.
+
+    >>> floor(0.5, 5), floor(0.01, 5), floor(1, 5)
+    (2, 0, 5)
+    """
+    return size if density >= 1 else int(density * size)
+
+
+def measure(density: Sequence[float]) -> Generator[BlockFunction | Ordered, Any, dict[str, Any]]:
+    """The trim's `threshold` and `spare`, as `_trim` has them."""
+    return (yield from exactly(density, floor))
+
+
+@method(
+    "TIES",
+    help="Keeps each model's largest changes, votes on their sign, averages those that agree.",
+    paper="https://arxiv.org/abs/2306.01708",
+    variant="peft",
+    space="deltas",
+    base="required",
+    models=(1, 3),
+    measure=measure,
+)
+def ties(
+    deltas: Sequence[Tensor],
+    weight: Annotated[Sequence[float], Number("factor on this model's share", 1, 1, 0, 2)],
+    density: Annotated[  # noqa: ARG001  # `measure` reads it, and hands over a threshold
+        Sequence[float], Number("part of the changes that is kept", 1, 0.5, 0, 1, (0, 1))
+    ],
+    lambda_: Annotated[float, Number("length of the merged step", 1, 1, 0, 3)],
+    *,
+    threshold: Sequence[int],
+    spare: Sequence[int] | None,
+) -> Tensor:
+    """λ·(the weighted deltas that agree, over their number)."""
+    spares: Sequence[int | None] = spare or [None] * len(deltas)
+    trimmed = [trim(d, at, left) for d, at, left in zip(deltas, threshold, spares, strict=True)]
+    positive = elect(trimmed)
+    total, count = torch.zeros_like(trimmed[0]), torch.zeros_like(trimmed[0])
+    for entries, w in zip(trimmed, weight, strict=True):
+        own = agrees(entries, positive)
+        total.add_(entries * own, alpha=w)
+        count.add_(own)
+    return total.div_(count.clamp_(min=1)).mul_(lambda_)
