@@ -14,7 +14,10 @@ EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$"
 )  # fmt: skip
 FIRST = re.compile(r"(^|\.)(w[tp]e|embed(?!_out)\w*|(tok|word)_embeddings\w*)\.(weight|bias)$")
-BUFFERS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
+BUFFERS = (
+    "rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".attention.masked_bias",
+    ".attention.bias",
+)  # fmt: skip
 """Old checkpoints carry these, though the model computes them itself."""
 ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)\.(weight|bias)$")
 """What sends tokens to the experts of a mixture."""

@@ -139,7 +139,8 @@ class _Names:
 
     def written(self, name: str) -> str:
         """The name in the merged model: as the first source says it."""
-        return name if self.plain or head(name) else next(iter(self.prefixes.values())) + name
+        outside = self.plain or name.startswith(("lm_head.", "embed_out."))
+        return name if outside else next(iter(self.prefixes.values())) + name
 
 
 def _places(parts: Sequence[Part], found: Mapping[str, Source], names: _Names) -> Iterator[Place]:

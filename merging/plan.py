@@ -16,7 +16,7 @@ from merging.names import PACKED, ROUTER, head, layer, layers
 from merging.pairing import Part, Step, pair, rows
 from merging.parameters import Settings, settings
 from merging.recipe import Input, Recipe, Slice, known_or_raise
-from merging.sources import Source, open_source
+from merging.sources import Source, TensorInfo, open_source
 from merging.vocabulary import Vocabulary
 
 Level = Literal["green", "amber", "red"]
@@ -162,15 +162,11 @@ def _in_order(parts: Sequence[Part]) -> tuple[str, ...]:
 
 
 def _check_config(source: Source, first: Source) -> None:
-    if "quantization_config" in source.config:
+    packed = (n for n, i in source.tensors.items() if PACKED.search(n) or _is_packed(n, i))
+    sign = next(packed, "quantization_config" if source.config.get("quantization_config") else None)
+    if sign:
         raise MergeError(
-            f"{source.name} is quantised, and its deltas would be noise: "
-            "choose the model in bf16 or fp16."
-        )
-    packed = next((name for name in source.tensors if PACKED.search(name)), None)
-    if packed:
-        raise MergeError(
-            f"{source.name} is quantised (`{packed}`), and its deltas would be noise: "
+            f"{source.name} is quantised (`{sign}`), and its deltas would be noise: "
             "choose the model in bf16 or fp16."
         )
     kinds = [_kind(s) for s in (source, first)]
@@ -179,6 +175,10 @@ def _check_config(source: Source, first: Source) -> None:
             f"{first.name} is a {kinds[1]} and {source.name} a {kinds[0]}: "
             "choose models of one family, best fine-tunes of one base."
         )
+
+
+def _is_packed(name: str, info: TensorInfo) -> bool:
+    return name.endswith(".weight") and not info.dtype.is_floating_point
 
 
 def _kind(source: Source) -> str:

@@ -205,14 +205,14 @@ def _reserve(path: Path, head: bytes, size: int) -> None:
 
 
 BUILDING = threading.Lock()
-"""Held while a model's class is built: accelerate and transformers change torch's own functions,
-and its default dtype, for the whole process meanwhile."""
+"""Held while a model's class is built: transformers changes torch's own functions, and its default
+dtype, for the whole process meanwhile."""
 
 
 class Live:
     """A model in memory, ready to chat when the merge ends. `dtype` None keeps the plan's.
 
-    Its class is built without weights by accelerate, and the merged tensors are assigned to it.
+    Its class takes the merged tensors over as they are.
     """
 
     def __init__(self, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
@@ -252,23 +252,30 @@ class Live:
         self.filled = {}
 
     def _build(self, folder: str) -> Any:
-        from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
+        """By transformers' own loader, which knows how files and classes differ; nothing is copied
+        where the types are equal.
+        """
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype or torch.float32)
-        prefix = f"{model.base_model_prefix}."
-        wanted = model.state_dict().keys()
-        weights = {n if n in wanted else prefix + n: t for n, t in self.filled.items()}
-        found = model.load_state_dict(weights, strict=False, assign=True)
-        model.tie_weights()
-        lacking = [name for name, p in model.named_parameters() if p.is_meta]
-        if lacking or found.unexpected_keys:
-            names = (lacking or found.unexpected_keys)[:3]
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        if kind is None:
+            raise MergeError(
+                f"transformers has no language model for {type(config).__name__}: "
+                "choose other parents."
+            )
+        model, found = kind.from_pretrained(
+            None, config=config, state_dict=dict(self.filled), output_loading_info=True,
+            dtype=self.dtype or getattr(torch, self.plan.config["dtype"]),
+            device_map={"": self.device} if self.device != "cpu" else None,
+        )  # fmt: skip
+        copied = {step.name for step in self.plan.steps if step.copied}
+        lacking, odd = found["missing_keys"], found["unexpected_keys"] - copied
+        if lacking or odd or found["mismatched_keys"]:
+            names = sorted(lacking or odd or {str(key) for key, *_ in found["mismatched_keys"]})[:3]
             raise MergeError(
                 f"{type(model).__name__} {'lacks' if lacking else 'has no'} {', '.join(names)}: "
                 "the parents' files do not fit their config.json; choose other parents."
             )
-        model.to(self.device)
         return model.requires_grad_(False).eval()
