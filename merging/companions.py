@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
 from merging import vocabulary
 from merging.sources import Source
 
@@ -59,17 +57,15 @@ def _generation(plan: "Plan") -> dict[str, Any]:
 
 
 def _ends(plan: "Plan") -> Iterator[int]:
-    merged = Tokenizer.from_str(plan.vocabulary.tokenizer) if plan.vocabulary else None
-    for source in dict.fromkeys((plan.donor.name, *(s.name for s in plan.sources))):
-        parent = next(s for s in (plan.donor, *plan.sources) if s.name == source)
-        own = vocabulary.load(parent.folder, parent.name) if merged else None
-        for number in end_tokens(parent):
-            if merged is None or own is None:
-                yield number
-            elif (token := own.id_to_token(number)) and (
-                to := merged.token_to_id(token)
-            ) is not None:
-                yield to
+    merged = plan.vocabulary.words.numbers if plan.vocabulary else None
+    for parent in {s.name: s for s in (plan.donor, *plan.sources)}.values():
+        ends = end_tokens(parent)
+        own = vocabulary.load(parent.folder, parent.name) if merged and ends else None
+        if merged is None or own is None:
+            yield from ends
+            continue
+        tokens = {number: token for token, number in own.numbers.items() if number in ends}
+        yield from (merged[tokens[n]] for n in ends if tokens.get(n, "") in merged)
 
 
 def end_tokens(source: Source) -> Sequence[int]:

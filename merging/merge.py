@@ -209,27 +209,11 @@ def _as_one(
 ) -> Generator[Progress, None, Numbers]:
     """Measure all tensors as one vector; each of them then has the same numbers."""
     steps = [step for step in plan.steps if not step.copied]
-    _check_alike(plan, steps)
     keys = tuple(_key(plan, step) for step in steps)
     if keys not in numbers:
         parts = [_part(plan, step, device) for step in steps]
         numbers[keys] = yield from _going_over(plan, parts, pool)
     return dict.fromkeys(keys, numbers[keys])
-
-
-def _check_alike(plan: Plan, steps: Sequence[Step]) -> None:
-    whole = f"`variant: {plan.method.variant}` trims each model as a whole"
-    for name in plan.method.measured:
-        if len({step.values[name] for step in steps}) > 1:
-            raise MergeError(
-                f"`{name}` must be one number for each model, as {whole}: "
-                "write it without filters and gradients, and the same in every slice."
-            )
-    if len({step.sources for step in steps}) > 1:
-        raise MergeError(
-            f"{whole}, and the slices differ in their models: list the same ones in each, "
-            "or choose another variant."
-        )
 
 
 def _going_over(

@@ -90,9 +90,11 @@ def pair(
         copied = not all(info.dtype.is_floating_point for info in infos)
         values: Mapping[str, Any] = {}
         if not copied:
+            own = [at_layer(place.name, number) for number in place.layers]
             merged = place.part.merged
-            name, own = place.name, reads[: len(merged)]
-            values = chosen.at(name, place.part.piece, merged, own, place.where)
+            values = chosen.at(
+                place.name, place.part.piece, merged, own[: len(merged)], place.where
+            )
         dtype = infos[0].dtype if copied else _dtype(chosen, infos)
         name = names.written(place.name)
         sources = tuple(order.index(model) for model in models)

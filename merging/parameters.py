@@ -128,7 +128,7 @@ def _gradient(points: list[Any], place: float) -> Any:
     left = min(int(where), len(points) - 1)
     right = min(left + 1, len(points) - 1)
     if isinstance(points[0], bool):
-        return points[round(where)]
+        return points[left]
     return points[left] + (points[right] - points[left]) * (where - left)
 
 

@@ -17,7 +17,7 @@ from merging.pairing import Part, Step, pair, rows
 from merging.parameters import Settings, settings
 from merging.recipe import Input, Recipe, Slice, known_or_raise
 from merging.sources import Source, TensorInfo, open_source
-from merging.vocabulary import Vocabulary
+from merging.vocabulary import Vocabulary, Words
 
 Level = Literal["green", "amber", "red"]
 
@@ -87,6 +87,8 @@ def plan(
     donor = found[recipe.base_model] if recipe.base_model in found else parents[0]
     aligned, about_tokens = _vocabulary(recipe, found, donor)
     steps = pair(chosen, parts, found, aligned)
+    if method.scope == "model":
+        _check_whole(method, steps)
     template, about_template = _template(recipe, donor, parents)
     pinned = recipe.renamed({name: source.name for name, source in found.items()})
     notes = [*_overview(parents, steps, donor), *_unused(recipe, chosen, parts)]
@@ -189,6 +191,23 @@ def _kind(source: Source) -> str:
     return kind
 
 
+def _check_whole(method: Method, steps: Sequence[Step]) -> None:
+    """A method that measures whole models needs the same models and values in every tensor."""
+    whole = f"`variant: {method.variant}` trims each model as a whole"
+    merged = [step for step in steps if not step.copied]
+    for name in method.measured:
+        if len({step.values[name] for step in merged}) > 1:
+            raise MergeError(
+                f"`{name}` must be one number for each model, as {whole}: "
+                "write it without filters and gradients, and the same in every slice."
+            )
+    if len({step.sources for step in merged}) > 1:
+        raise MergeError(
+            f"{whole}, and the slices differ in their models: list the same ones in each, "
+            "or choose another variant."
+        )
+
+
 def _vocabulary(
     recipe: Recipe, found: Mapping[str, Source], donor: Source
 ) -> tuple[Vocabulary | None, list[Note]]:
@@ -215,13 +234,11 @@ def _vocabulary(
         return None, [Note("green", f"Same vocabulary · {next(iter(sizes.values())):,} rows")]
     chosen = found.get(source or "", donor)
     union = source in (None, "union")
-    aligned = vocabulary.align(
-        tokenizers, sizes, chosen.name, union, **({"pad": multiple} if multiple else {})
-    )
+    aligned = vocabulary.align(tokenizers, sizes, chosen.name, union, multiple or 1)
     return aligned, _about_tokens(aligned, tokenizers, chosen.name)
 
 
-def _about_tokens(aligned: Vocabulary, tokenizers: Mapping[str, Any], donor: str) -> list[Note]:
+def _about_tokens(aligned: Vocabulary, tokenizers: Mapping[str, Words], donor: str) -> list[Note]:
     notes = []
     for owners in dict.fromkeys(aligned.added.values()):
         tokens = [token for token, who in aligned.added.items() if who == owners]
@@ -233,8 +250,8 @@ def _about_tokens(aligned: Vocabulary, tokenizers: Mapping[str, Any], donor: str
             f"{' and '.join(owners)} {'have' if len(owners) > 1 else 'has'} {len(tokens)} {many} "
             f"that {donor} lacks: {shown}{more}. The merged model has {aligned.size:,} rows.",
         ))  # fmt: skip
-    dropped = set().union(*(t.get_vocab() for t in tokenizers.values()))
-    dropped -= set(tokenizers[donor].get_vocab()) | set(aligned.added)
+    dropped = set().union(*(t.numbers for t in tokenizers.values()))
+    dropped -= aligned.words.numbers.keys()
     if dropped:
         notes.append(Note(
             "amber", f"{len(dropped)} tokens that {donor} lacks are left out, as "
@@ -316,8 +333,8 @@ def _layered(donor: Source, steps: Sequence[Step]) -> dict[str, Any]:
 def _overview(parents: Sequence[Source], steps: Sequence[Step], donor: Source) -> list[Note]:
     count = len({layer(step.name) for step in steps} - {None})
     millions = sum(step.size for step in steps) / 1e6
-    notes = [Note("green", f"Same architecture and shapes · {_kind(donor)}, {count} layers, "
-                  f"{millions:,.1f} M parameters")]  # fmt: skip
+    notes = [Note("green", f"Same architecture and shapes · {_kind(donor)}, {count} "
+                  f"layer{'s' * (count != 1)}, {millions:,.1f} M parameters")]  # fmt: skip
     missing = sum(p.missing for p in parents)
     text = f"{missing / 1e9:.2f} GB to fetch from the Hub" if missing else "Nothing to fetch"
     return [*notes, Note("green", text)]

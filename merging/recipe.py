@@ -36,6 +36,8 @@ WORDS = {
     "k": "density", "drop_rate": "density", "weights": "weight", "densities": "density",
 }  # fmt: skip
 """What other tools call these keys, where spelling alone would not find the right one."""
+FENCE = re.compile(r"^```\w*\n(.*?)\n```\s*\Z", re.DOTALL | re.MULTILINE)
+"""Around a recipe that was copied out of a model card."""
 MAX_BYTES, MAX_DEPTH, MAX_ALIASES = 65_536, 20, 20
 MAX_LAYERS = 10_000
 
@@ -420,6 +422,7 @@ def _load(text: str) -> dict[str, Any]:
     if len(text.encode()) > MAX_BYTES:
         raise MergeError(f"The recipe is larger than {MAX_BYTES // 1024} KB: that is no recipe.")
     try:
+        text = FENCE.sub(r"\1", text)
         _refuse_bombs(text)
         raw = yaml.load(text, _Loader)
     except yaml.YAMLError as error:

@@ -1,6 +1,7 @@
 """Which row of which parent each token comes from, matched by the token's string, never its number.
 
-It knows tokenizer.json through the library `tokenizers`; it holds row numbers, not weights.
+It reads tokenizer.json as JSON and has the library `tokenizers` check what it writes; it holds row
+numbers, not weights.
 """
 
 import json
@@ -8,9 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from merging.errors import MergeError
 
@@ -24,30 +26,77 @@ TEMPLATE_CAP = 65_536
 """Characters of a chat template."""
 
 
+PAD = -2
+"""In place of a row's number: a row beyond all tokens, which is the mean of the model's rows."""
+NEVER = 100.0
+"""How much less likely than every piece of a Unigram model the pieces of another model are."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """A fast tokenizer as its tokenizer.json says it; `numbers` are the ids of all its tokens."""
+
+    content: Mapping[str, Any]
+    numbers: Mapping[str, int]
+
+    @property
+    def added(self) -> dict[str, Mapping[str, Any]]:
+        """The tokens that are found in raw text, such as ChatML's, with their settings."""
+        return {entry["content"]: entry for entry in self.content.get("added_tokens") or ()}
+
+    @property
+    def kind(self) -> str:
+        """How it cuts text: pieces of different kinds cannot stand in one tokenizer."""
+        steps = json.dumps([self.content.get("pre_tokenizer"), self.content.get("decoder")])
+        name = str(self.content["model"].get("type"))
+        return f"byte-level {name}" if "ByteLevel" in steps else name
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The merged model's tokens, in the numbers of the model `donor`.
 
-    `rows[model]` is int64 (size,): that model's row, or -1. `added` are the tokens the donor lacks
-    and who has them; `tokenizer` is tokenizer.json's text.
+    `rows[model]` is int64 (size,): that model's row, -1 if it has none, or PAD. `added` are the
+    tokens the donor lacks and who has them; `words` the merged tokenizer.
     """
 
     donor: str
     size: int
     rows: Mapping[str, torch.Tensor]
     added: Mapping[str, tuple[str, ...]]
-    tokenizer: str
+    words: Words
+
+    @property
+    def tokenizer(self) -> str:
+        """The text of tokenizer.json."""
+        return json.dumps(self.words.content, ensure_ascii=False)
 
 
-def load(folder: Path, name: str) -> Tokenizer | None:
+def load(folder: Path, name: str) -> Words | None:
     """The fast tokenizer of a model's folder, or None where it has none."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise MergeError(f"{name}: its tokenizer.json cannot be read ({error}).") from error
+        return words(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MergeError(f"{name}: its tokenizer.json cannot be read ({error!r}).") from error
+
+
+def words(text: str) -> Words:
+    """Read tokenizer.json, several times faster than by building a tokenizer out of it.
+
+    Raises ValueError, KeyError, TypeError or AttributeError for what is none.
+    """
+    content = json.loads(text)
+    pieces = content["model"]["vocab"]
+    numbers = (
+        {piece: place for place, (piece, _) in enumerate(pieces)}
+        if isinstance(pieces, list)
+        else dict(pieces)
+    )
+    added = content.get("added_tokens") or ()
+    return Words(content, numbers | {entry["content"]: entry["id"] for entry in added})
 
 
 def template(folder: Path, name: str) -> str | None:
@@ -67,58 +116,118 @@ def template(folder: Path, name: str) -> str | None:
     return found if isinstance(found, str) and len(found) <= TEMPLATE_CAP else None
 
 
-def same(tokenizers: Sequence[Tokenizer]) -> bool:
+def same(tokenizers: Sequence[Words]) -> bool:
     """Whether all give the same numbers to the same tokens."""
-    first, *rest = (t.get_vocab(with_added_tokens=True) for t in tokenizers)
+    first, *rest = (t.numbers for t in tokenizers)
     return all(other == first for other in rest)
 
 
 def align(
-    tokenizers: Mapping[str, Tokenizer], sizes: Mapping[str, int], donor: str, union: bool
+    tokenizers: Mapping[str, Words],
+    sizes: Mapping[str, int],
+    donor: str,
+    union: bool,
+    pad: int = 1,
 ) -> Vocabulary:
     """Find every token's row in every model.
 
     `sizes` are the models' embedding rows, `donor` the model whose numbers hold. With `union` the
     others' tokens are added after the donor's; without, tokens that the donor lacks are dropped.
-    Padding rows, which no token uses, stay.
+    Padding rows, which no token uses, stay; further ones bring the size to a multiple of `pad`.
+    Raises MergeError for tokenizers that cannot be united.
     """
-    merged = Tokenizer.from_str(tokenizers[donor].to_str())
-    vocabularies = {m: t.get_vocab(with_added_tokens=True) for m, t in tokenizers.items()}
-    own = vocabularies[donor]
-    owners = {
-        token: tuple(m for m, v in vocabularies.items() if token in v)
-        for m, v in vocabularies.items()
-        if union
-        for token in sorted(v.keys() - own.keys(), key=v.__getitem__)
+    own = tokenizers[donor]
+    owners = _owners(tokenizers, own) if union else {}
+    merged = _united(tokenizers, donor, owners) if owners else own
+    size = max(sizes[donor], max(merged.numbers.values(), default=-1) + 1)
+    rows = {m: _rows(merged, t, size, sizes[m], m == donor) for m, t in tokenizers.items()}
+    extra = torch.full((-size % pad,), PAD, dtype=torch.int64)
+    rows = {m: torch.cat([r, extra]) for m, r in rows.items()}
+    return Vocabulary(donor, size + len(extra), rows, owners, merged)
+
+
+def _owners(tokenizers: Mapping[str, Words], own: Words) -> dict[str, tuple[str, ...]]:
+    """The tokens that `own` lacks, in the order of the models and of their numbers."""
+    return {
+        token: tuple(m for m, other in tokenizers.items() if token in other.numbers)
+        for words in tokenizers.values()
+        for token in sorted(
+            words.numbers.keys() - own.numbers.keys(), key=words.numbers.__getitem__
+        )
     }
-    for token, (first, *_) in owners.items():
-        merged.add_tokens([_as_added(tokenizers[first], token)])
-    numbers = merged.get_vocab(with_added_tokens=True)
-    size = max(sizes[donor], max(numbers.values(), default=-1) + 1)
-    rows = {m: _rows(numbers, vocabularies[m], size, sizes[m], m == donor) for m in tokenizers}
-    return Vocabulary(donor, size, rows, owners, merged.to_str())
 
 
-def _as_added(tokenizer: Tokenizer, token: str) -> AddedToken:
-    for added in tokenizer.get_added_tokens_decoder().values():
-        if added.content == token:
-            return added
-    return AddedToken(token, normalized=False)
+def _united(
+    tokenizers: Mapping[str, Words], donor: str, owners: Mapping[str, Sequence[str]]
+) -> Words:
+    """The donor's tokenizer with the tokens of others.
+
+    Added tokens work as they did. Ordinary pieces only get a number: as added tokens they would be
+    found inside words, and a model that was not trained on the donor's cuts keeps its rows.
+    """
+    own = tokenizers[donor]
+    start = max(own.numbers.values(), default=-1) + 1
+    numbers = dict(own.numbers) | {token: start + i for i, token in enumerate(owners)}
+    added, pieces = list(own.content.get("added_tokens") or ()), []
+    for token, models in owners.items():
+        entry = next(
+            (tokenizers[m].added.get(token) for m in models if token in tokenizers[m].added), None
+        )
+        if entry:
+            added.append({**entry, "id": numbers[token]})
+        else:
+            pieces.append(token)
+            _check_kind(tokenizers, donor, models[0], token)
+    content = {**own.content, "added_tokens": added}
+    if pieces:  # the library numbers added tokens anew unless the model has them too
+        every = [*pieces, *(entry["content"] for entry in added)]
+        content["model"] = _grown(own.content["model"], {t: numbers[t] for t in every})
+    found = Words(content, numbers)
+    _check_loads(found, donor)
+    return found
 
 
-def _rows(
-    numbers: Mapping[str, int], own: Mapping[str, int], size: int, limit: int, donor: bool
-) -> torch.Tensor:
+def _check_kind(tokenizers: Mapping[str, Words], donor: str, other: str, token: str) -> None:
+    kinds = [tokenizers[m].kind for m in (donor, other)]
+    if kinds[0] != kinds[1]:
+        raise MergeError(
+            f"{other} cuts text by {kinds[1]} and {donor} by {kinds[0]}, so tokens such as "
+            f"`{token}` cannot be united: set `tokenizer_source: base`, or a model's name."
+        )
+
+
+def _grown(model: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
+    """A tokenizer's model with more pieces, which no rule of it leads to."""
+    vocab = model["vocab"]
+    if not isinstance(vocab, list):
+        return {**model, "vocab": {**vocab, **numbers}}
+    least = min((score for _, score in vocab), default=0.0) - NEVER
+    names = {n: token for token, n in numbers.items() if n >= len(vocab)}
+    last = max(names, default=len(vocab) - 1) + 1  # a piece's number is its place in the list
+    return {**model, "vocab": [
+        *vocab, *([names.get(n, f"<unused row {n}>"), least] for n in range(len(vocab), last))
+    ]}  # fmt: skip
+
+
+def _check_loads(words: Words, donor: str) -> None:
+    try:
+        Tokenizer.from_str(json.dumps(words.content, ensure_ascii=False))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise MergeError(
+            f"The tokenizer of {donor} cannot take the other models' tokens ({error}): "
+            "set `tokenizer_source: base`, or another model's name."
+        ) from error
+
+
+def _rows(merged: Words, own: Words, size: int, limit: int, donor: bool) -> torch.Tensor:
+    """Each number's row in a model of `limit` rows; the donor's padding keeps its place."""
     rows = torch.full((size,), -1, dtype=torch.int64)
     if donor:
-        rows[:limit] = torch.arange(limit)  # padding rows have no token and keep their place
-    shared = [(i, own[token]) for token, i in numbers.items() if own.get(token, limit) < limit]
-    if shared:
-        to, at = torch.tensor(shared).T
-        rows[to] = at
-    if donor:
-        absent = [i for token, i in numbers.items() if token not in own]
-        rows[torch.tensor(absent, dtype=torch.int64)] = -1
+        rows[:limit] = torch.arange(limit)
+    find = own.numbers.get
+    numbers = torch.tensor(list(merged.numbers.values()), dtype=torch.int64)
+    found = torch.tensor([find(token, -1) for token in merged.numbers], dtype=torch.int64)
+    rows[numbers] = found.where(found < limit, -1)
     return rows
 
 
@@ -128,10 +237,13 @@ def gather(
     """Each model's rows in the merged order, float32 (n, …) for `rows` of n numbers a model.
 
     A row that a model lacks is the base's (model number `base`), else the mean of its owners', so
-    that it adds no delta of its own; a row that nobody has is zero.
+    that it adds no delta of its own; a row that nobody has is zero, one of PAD the model's mean.
     """
     found = [t[r.clamp(min=0)].float() for t, r in zip(tensors, rows, strict=True)]
-    has = torch.stack([r >= 0 for r in rows])
+    for tensor, own, values in zip(tensors, rows, found, strict=True):
+        if bool((own == PAD).any()):
+            values[own == PAD] = tensor.mean(0, dtype=torch.float32)
+    has = torch.stack([r != -1 for r in rows])
     if bool(has.all()):
         return found
     masks = [h.view(-1, *[1] * (f.dim() - 1)) for h, f in zip(has, found, strict=True)]

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from merging.recipe import Recipe
 from merging.vocabulary import ROWS
 
-collect_ignore = ["golden/make_golden.py"]  # runs the peer, which is not among the requirements
+collect_ignore_glob = ["golden/make_*.py"]  # they run the peers, which are not required here
 
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(61))]
 EXTRA = ["<|im_start|>", "<|im_end|>"]

@@ -9,11 +9,12 @@ import torch
 from tokenizers import Tokenizer, models
 
 from merging import MergeError, vocabulary
-from merging.vocabulary import align, gather, same
+from merging.vocabulary import Words, align, gather, same
 
 
-def words(*tokens: str) -> Tokenizer:
-    return Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=tokens[0]))
+def words(*tokens: str) -> Words:
+    numbers = {t: i for i, t in enumerate(tokens)}
+    return vocabulary.words(Tokenizer(models.WordLevel(numbers, unk_token=tokens[0])).to_str())
 
 
 def test_rows_follow_the_strings() -> None:

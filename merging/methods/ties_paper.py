@@ -42,7 +42,7 @@ def measure(density: Sequence[float]) -> Generator[BlockFunction, Tensor, dict[s
 
 @method(
     "TIES",
-    help="Keeps each whole model's largest changes, votes on their sign, averages those that agree",
+    help="Keeps each whole model's largest changes, votes on their sign, averages what agrees.",
     paper="https://arxiv.org/abs/2306.01708",
     variant="paper",
     space="deltas",

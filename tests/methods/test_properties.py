@@ -349,6 +349,7 @@ def test_merge_stays_between_its_parents(method: Method, seed: int, count: int) 
         **drawn(method, len(models), rng),
         **({"lambda": 0.9} if has(method, "lambda") else {}),
         **({"scale": [1.0] * len(models)} if has(method, "scale") else {}),
+        **({"rescale": False} if has(method, "rescale") else {}),
     }
     got = merged(method, models, base, values)
     among = torch.stack([*models, base] if on_deltas(method) else models)
