@@ -113,6 +113,10 @@ def aligned(
     width = tensors[0][0].numel() if len(tensors[0]) else 1
     first, last = start // width, -(-stop // width)
     found = vocabulary.gather(tensors, [r[first:last] for r in rows], base)
+    beyond = rows[0][first:last] == vocabulary.PAD
+    if bool(beyond.any()):
+        for values, mean in zip(found, vocabulary.mean_row(tensors, rows, base), strict=True):
+            values[beyond] = mean
     cut = slice(start - first * width, stop - first * width)
     return [f.reshape(-1)[cut].to(device, copy=True) for f in found]
 

@@ -27,7 +27,9 @@ TEMPLATE_CAP = 65_536
 
 
 PAD = -2
-"""In place of a row's number: a row beyond all tokens, which is the mean of the model's rows."""
+"""In place of a row's number: a row beyond all tokens, the mean of the model's gathered ones."""
+CHUNK = 4096
+"""Rows gathered at a time for that mean."""
 NEVER = 100.0
 """How much less likely than every piece of a Unigram model the pieces of another model are."""
 
@@ -237,13 +239,10 @@ def gather(
     """Each model's rows in the merged order, float32 (n, …) for `rows` of n numbers a model.
 
     A row that a model lacks is the base's (model number `base`), else the mean of its owners', so
-    that it adds no delta of its own; a row that nobody has is zero, one of PAD the model's mean.
+    that it adds no delta of its own; a row that nobody has is zero.
     """
     found = [t[r.clamp(min=0)].float() for t, r in zip(tensors, rows, strict=True)]
-    for tensor, own, values in zip(tensors, rows, found, strict=True):
-        if bool((own == PAD).any()):
-            values[own == PAD] = tensor.mean(0, dtype=torch.float32)
-    has = torch.stack([r != -1 for r in rows])
+    has = torch.stack([r >= 0 for r in rows])
     if bool(has.all()):
         return found
     masks = [h.view(-1, *[1] * (f.dim() - 1)) for h, f in zip(has, found, strict=True)]
@@ -252,3 +251,16 @@ def gather(
     if base is not None:
         fill = torch.where(masks[base], found[base], fill)
     return [torch.where(m, f, fill) for m, f in zip(masks, found, strict=True)]
+
+
+def mean_row(
+    tensors: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], base: int | None
+) -> list[torch.Tensor]:
+    """Each model's mean over all its gathered rows but those of PAD, float32, as in mergekit."""
+    real = rows[0] != PAD
+    parts = torch.split(torch.stack([r[real] for r in rows]), CHUNK, dim=1)
+    sums = [torch.zeros(t.shape[1:], dtype=torch.float64) for t in tensors]
+    for part in parts:
+        for total, values in zip(sums, gather(tensors, list(part), base), strict=True):
+            total += values.sum(0, dtype=torch.float64)
+    return [(total / max(1, int(real.sum()))).float() for total in sums]
