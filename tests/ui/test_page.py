@@ -127,6 +127,23 @@ def test_slices_are_set_in_yaml(visit: Visit) -> None:
     expect(playground.recipe()).to_contain_text("layer_range: [0, 4]")
 
 
+def test_the_variant_is_chosen_in_the_page(visit: Visit) -> None:
+    """The paper's TIES has no weights: its controls say so, come back with mergekit's, and the
+    merge is another one.
+    """
+    playground = visit().ready()
+    playground.part("ties-variant").get_by_label("paper").check()
+    expect(playground.recipe()).to_contain_text("variant: paper")
+    expect(playground.part("ties-weight-a")).to_contain_text("not in paper")
+    expect(playground.recipe()).not_to_contain_text("weight")
+    playground.merge()
+    playground.ask(SUM)
+    assert len(playground.answers("merged")) == 1
+    playground.part("ties-variant").get_by_label("mergekit").check()
+    expect(playground.recipe()).to_contain_text("weight: 1")
+    expect(playground.part("ties-weight-a")).not_to_contain_text("not in")
+
+
 def _rambling(visit: Visit, recipe: str) -> Playground:
     """A page in the middle of a long answer."""
     playground = visit().ready()
