@@ -73,33 +73,45 @@ def pair(
 
     `found` are the plan's sources in order, by their names in the recipe.
     """
-    order, names = list(found), _Names(found)
-    steps = []
-    for place in _places(parts, found, names):
-        models = [m.model for m in place.part.inputs]
-        parents = [found[model] for model in models]
-        reads = tuple(
-            names.read(model, at_layer(place.name, number))
-            for model, number in zip(models, place.layers, strict=True)
-        )
-        _check_there(place.name, reads, models, names)
-        infos = [p.tensors[read] for p, read in zip(parents, reads, strict=True)]
-        by_token = _by_token(place.name, infos, parents, aligned)
-        _check_shapes(place.name, infos, parents, by_token)
-        shape = (aligned.size, *infos[0].shape[1:]) if by_token and aligned else infos[0].shape
-        copied = not all(info.dtype.is_floating_point for info in infos)
-        values: Mapping[str, Any] = {}
-        if not copied:
-            own = [at_layer(place.name, number) for number in place.layers]
-            merged = place.part.merged
-            values = chosen.at(
-                place.name, place.part.piece, merged, own[: len(merged)], place.where
-            )
-        dtype = infos[0].dtype if copied else _dtype(chosen, infos)
-        name = names.written(place.name)
-        sources = tuple(order.index(model) for model in models)
-        steps.append(Step(name, shape, dtype, sources, reads, values, by_token, copied))
-    return tuple(steps)
+    names = _Names(found)
+    return tuple(
+        _step(place, chosen, found, names, aligned) for place in _places(parts, found, names)
+    )
+
+
+def _step(
+    place: Place,
+    chosen: Settings,
+    found: Mapping[str, Source],
+    names: _Names,
+    aligned: Vocabulary | None,
+) -> Step:
+    models = [m.model for m in place.part.inputs]
+    parents = [found[model] for model in models]
+    called = [at_layer(place.name, number) for number in place.layers]
+    reads = tuple(names.read(model, name) for model, name in zip(models, called, strict=True))
+    _check_there(place.name, reads, models, names)
+    infos = [p.tensors[read] for p, read in zip(parents, reads, strict=True)]
+    by_token = _by_token(place.name, infos, parents, aligned)
+    _check_shapes(place.name, infos, parents, by_token)
+    copied = not all(info.dtype.is_floating_point for info in infos)
+    return Step(
+        names.written(place.name),
+        (aligned.size, *infos[0].shape[1:]) if by_token and aligned else infos[0].shape,
+        infos[0].dtype if copied else _dtype(chosen, infos),
+        tuple(list(found).index(model) for model in models),
+        reads,
+        {} if copied else _values(place, chosen, called),
+        by_token,
+        copied,
+    )
+
+
+def _values(place: Place, chosen: Settings, called: Sequence[str]) -> Mapping[str, Any]:
+    """The method's parameters; filters look at the name that the tensor has in each model."""
+    merged = place.part.merged
+    own = called[: len(merged)]
+    return chosen.at(place.name, place.part.piece, merged, own, place.where)
 
 
 def rows(source: Source) -> int:
