@@ -30,13 +30,16 @@ PAD = -2
 """In place of a row's number: a row beyond all tokens, the mean of the model's gathered ones."""
 CHUNK = 4096
 """Rows gathered at a time for that mean."""
-NEVER = 100.0
-"""How much less likely than every piece of a Unigram model the pieces of another model are."""
+LARGEST = 1 << 22
+"""No token has this number, so that a broken file cannot ask for all memory there is."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """A fast tokenizer as its tokenizer.json says it; `numbers` are the ids of all its tokens."""
+    """A fast tokenizer as its tokenizer.json says it.
+
+    `numbers` are the ids of all its tokens as the library `tokenizers` gives them.
+    """
 
     content: Mapping[str, Any]
     numbers: Mapping[str, int]
@@ -50,8 +53,11 @@ class Words:
     def kind(self) -> str:
         """How it cuts text: pieces of different kinds cannot stand in one tokenizer."""
         steps = json.dumps([self.content.get("pre_tokenizer"), self.content.get("decoder")])
-        name = str(self.content["model"].get("type"))
-        return f"byte-level {name}" if "ByteLevel" in steps else name
+        model = self.content["model"]
+        signs = {"merges": "BPE", "continuing_subword_prefix": "WordPiece"}
+        guess = next((kind for sign, kind in signs.items() if sign in model), "WordLevel")
+        name = model.get("type") or ("Unigram" if isinstance(model["vocab"], list) else guess)
+        return f"byte-level {name}" if "ByteLevel" in steps else str(name)
 
 
 @dataclass(frozen=True)
@@ -91,14 +97,31 @@ def words(text: str) -> Words:
     Raises ValueError, KeyError, TypeError or AttributeError for what is none.
     """
     content = json.loads(text)
+    numbers = _numbers(content)
+    if not set(map(type, numbers.values())) <= {int}:
+        raise TypeError("its tokens' numbers are not whole")
     pieces = content["model"]["vocab"]
-    numbers = (
-        {piece: place for place, (piece, _) in enumerate(pieces)}
-        if isinstance(pieces, list)
-        else dict(pieces)
-    )
-    added = content.get("added_tokens") or ()
-    return Words(content, numbers | {entry["content"]: entry["id"] for entry in added})
+    if isinstance(pieces, list) and not all(isinstance(score, int | float) for _, score in pieces):
+        raise TypeError("its pieces' scores are no numbers")
+    if numbers and not 0 <= min(numbers.values()) <= max(numbers.values()) < LARGEST:
+        raise ValueError(f"its tokens' numbers are not from 0 to {LARGEST - 1}")
+    return Words(content, numbers)
+
+
+def _numbers(content: Mapping[str, Any]) -> dict[str, int]:
+    """All tokens' ids, as the library gives them.
+
+    It does not read an added token's `id`: those that the model lacks follow the model's, counted.
+    """
+    pieces = content["model"]["vocab"]
+    listed = isinstance(pieces, list)
+    numbers = {p: i for i, (p, _) in enumerate(pieces)} if listed else dict(pieces)
+    after = len(pieces)
+    for entry in content.get("added_tokens") or ():
+        if entry["content"] and entry["content"] not in numbers:
+            numbers[entry["content"]] = after
+            after += 1
+    return numbers
 
 
 def template(folder: Path, name: str) -> str | None:
@@ -141,6 +164,7 @@ def align(
     own = tokenizers[donor]
     owners = _owners(tokenizers, own) if union else {}
     merged = _united(tokenizers, donor, owners) if owners else own
+    _check_loads(merged, donor)
     size = max(sizes[donor], max(merged.numbers.values(), default=-1) + 1)
     rows = {m: _rows(merged, t, size, sizes[m], m == donor) for m, t in tokenizers.items()}
     extra = torch.full((-size % pad,), PAD, dtype=torch.int64)
@@ -150,13 +174,12 @@ def align(
 
 def _owners(tokenizers: Mapping[str, Words], own: Words) -> dict[str, tuple[str, ...]]:
     """The tokens that `own` lacks, in the order of the models and of their numbers."""
-    return {
-        token: tuple(m for m, other in tokenizers.items() if token in other.numbers)
-        for words in tokenizers.values()
-        for token in sorted(
-            words.numbers.keys() - own.numbers.keys(), key=words.numbers.__getitem__
-        )
-    }
+    found: dict[str, tuple[str, ...]] = {}
+    for model, other in tokenizers.items():
+        lacking = other.numbers.keys() - own.numbers.keys()
+        for token in sorted(lacking, key=other.numbers.__getitem__):
+            found[token] = (*found.get(token, ()), model)
+    return found
 
 
 def _united(
@@ -165,37 +188,36 @@ def _united(
     """The donor's tokenizer with the tokens of others.
 
     Added tokens work as they did. Ordinary pieces only get a number: as added tokens they would be
-    found inside words, and a model that was not trained on the donor's cuts keeps its rows.
+    found inside words, and a model that was not trained on the donor's cuts keeps its rows. Still,
+    a donor that looks words up (WordPiece, WordLevel, BPE with `ignore_merges`) can choose them,
+    and any donor one that has a character which it does not know.
     """
     own = tokenizers[donor]
     start = max(own.numbers.values(), default=-1) + 1
     numbers = dict(own.numbers) | {token: start + i for i, token in enumerate(owners)}
-    added, pieces = list(own.content.get("added_tokens") or ()), []
-    for token, models in owners.items():
-        entry = next(
-            (tokenizers[m].added.get(token) for m in models if token in tokenizers[m].added), None
-        )
-        if entry:
-            added.append({**entry, "id": numbers[token]})
-        else:
-            pieces.append(token)
-            _check_kind(tokenizers, donor, models[0], token)
+    found: dict[str, Mapping[str, Any]] = {}
+    for other in reversed([*tokenizers.values()]):
+        found |= other.added
+    entries = own.added | {token: found[token] for token in owners if token in found}
+    added = [{**entry, "id": numbers[t]} for t, entry in entries.items() if t]
+    pieces = [token for token in owners if token not in found]
+    _check_kinds(tokenizers, donor, {owners[token][0]: token for token in reversed(pieces)})
     content = {**own.content, "added_tokens": added}
-    if pieces:  # the library numbers added tokens anew unless the model has them too
-        every = [*pieces, *(entry["content"] for entry in added)]
-        content["model"] = _grown(own.content["model"], {t: numbers[t] for t in every})
-    found = Words(content, numbers)
-    _check_loads(found, donor)
-    return found
+    if pieces or _numbers(content) != numbers:  # what the model has, the library does not renumber
+        more = {token: numbers[token] for token in [*pieces, *entries]}
+        content["model"] = _grown(own.content["model"], more)
+    return Words(content, numbers)
 
 
-def _check_kind(tokenizers: Mapping[str, Words], donor: str, other: str, token: str) -> None:
-    kinds = [tokenizers[m].kind for m in (donor, other)]
-    if kinds[0] != kinds[1]:
-        raise MergeError(
-            f"{other} cuts text by {kinds[1]} and {donor} by {kinds[0]}, so tokens such as "
-            f"`{token}` cannot be united: set `tokenizer_source: base`, or a model's name."
-        )
+def _check_kinds(tokenizers: Mapping[str, Words], donor: str, pieces: Mapping[str, str]) -> None:
+    """Refuse models of another kind than the donor, each with a piece that only it would bring."""
+    wanted = tokenizers[donor].kind
+    for other, token in pieces.items():
+        if (kind := tokenizers[other].kind) != wanted:
+            raise MergeError(
+                f"{other} cuts text by {kind} and {donor} by {wanted}, so tokens such as "
+                f"`{token}` cannot be united: set `tokenizer_source: base`, or a model's name."
+            )
 
 
 def _grown(model: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
@@ -203,11 +225,13 @@ def _grown(model: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, An
     vocab = model["vocab"]
     if not isinstance(vocab, list):
         return {**model, "vocab": {**vocab, **numbers}}
-    least = min((score for _, score in vocab), default=0.0) - NEVER
     names = {n: token for token, n in numbers.items() if n >= len(vocab)}
     last = max(names, default=len(vocab) - 1) + 1  # a piece's number is its place in the list
+    lowest = max((abs(score) for _, score in vocab), default=0.0) + 1
+    longest = max(map(len, names.values()), default=0) + 1
+    never = -lowest * longest  # less likely than the donor's own pieces, a character each
     return {**model, "vocab": [
-        *vocab, *([names.get(n, f"<unused row {n}>"), least] for n in range(len(vocab), last))
+        *vocab, *([names.get(n, f"<unused row {n}>"), never] for n in range(len(vocab), last))
     ]}  # fmt: skip
 
 
@@ -216,8 +240,8 @@ def _check_loads(words: Words, donor: str) -> None:
         Tokenizer.from_str(json.dumps(words.content, ensure_ascii=False))
     except Exception as error:  # the Rust library raises bare Exception
         raise MergeError(
-            f"The tokenizer of {donor} cannot take the other models' tokens ({error}): "
-            "set `tokenizer_source: base`, or another model's name."
+            f"The tokenizer of {donor} cannot be loaded in the merged model ({error}): "
+            "set `tokenizer_source` to another model's name."
         ) from error
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from merging import MergeError, vocabulary
@@ -121,3 +126,128 @@ def test_a_template_has_a_cap(tmp_path: Path) -> None:
     """One that is larger than any real template is not taken."""
     (tmp_path / "tokenizer_config.json").write_text(f'{{"chat_template": "{"x" * 70_000}"}}')
     assert vocabulary.template(tmp_path, "x") is None
+
+
+LETTERS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True)
+
+
+@st.composite
+def tokenizers(draw: st.DrawFn) -> str:
+    """BPE with gaps between its pieces' numbers, and added tokens whose `id` may be untrue."""
+    pieces = draw(LETTERS)
+    numbers = draw(st.lists(st.integers(0, 12), min_size=len(pieces), max_size=len(pieces),
+                            unique=True))  # fmt: skip
+    added = draw(
+        st.lists(st.sampled_from(["a", "b", "<u>", "<v>", "<w>"]), max_size=4, unique=True)
+    )
+    made = Tokenizer(models.BPE(dict(zip(pieces, numbers, strict=True)), []))
+    made.add_special_tokens(added)
+    content = json.loads(made.to_str())
+    for entry in content["added_tokens"]:
+        entry["id"] += draw(st.integers(0, 1)) * 5
+    return json.dumps(content)
+
+
+@given(st.lists(tokenizers(), min_size=2, max_size=3), st.data(), st.booleans())
+def test_rows_are_those_of_an_oracle(texts: list[str], data: st.DataObject, union: bool) -> None:
+    """Numbers are those that the library gives, in each parent and in what is written."""
+    known = dict(zip("xyz", (Tokenizer.from_str(t).get_vocab() for t in texts), strict=False))
+    assume(all(len(set(own.values())) == len(own) for own in known.values()))
+    read = dict(zip("xyz", map(vocabulary.words, texts), strict=False))
+    sizes = {name: data.draw(st.integers(0, 20)) for name in known}
+    pad = data.draw(st.integers(1, 9))
+    found = align(read, sizes, "x", union, pad)
+    merged = Tokenizer.from_str(found.tokenizer).get_vocab()
+    assert {name: dict(t.numbers) for name, t in read.items()} == known
+    tokens = dict(known["x"])
+    for own in known.values() if union else ():
+        for token in sorted(own, key=own.__getitem__):
+            tokens.setdefault(token, max(tokens.values()) + 1)
+    assert merged == dict(found.words.numbers) == tokens
+    size = max(sizes["x"], max(tokens.values()) + 1)
+    assert found.size == -(-size // pad) * pad
+    for name, own in known.items():
+        wanted = [n if name == "x" and n < sizes["x"] else -1 for n in range(size)]
+        for token, number in tokens.items():
+            wanted[number] = own[token] if own.get(token, 99) < sizes[name] else -1
+        assert found.rows[name].tolist() == wanted + [vocabulary.PAD] * (found.size - size)
+
+
+def test_added_tokens_keep_their_settings() -> None:
+    """Another model's added token is found in text as it was there, and its twin is not made."""
+    made = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    made.add_tokens(["<t>"])
+    [entry] = json.loads(made.to_str())["added_tokens"]
+    entry |= {"lstrip": True, "single_word": True}
+    other = vocabulary.words(json.dumps(json.loads(made.to_str()) | {"added_tokens": [entry]}))
+    found = align({"x": words("a", "b"), "y": other}, {"x": 2, "y": 2}, "x", union=True)
+    assert json.loads(found.tokenizer)["added_tokens"] == [entry | {"id": 2}]
+
+
+def test_words_of_another_model_come_back_and_leave_known_text_alone() -> None:
+    """WordLevel, the fifth kind: text that the donor knows is cut as before."""
+    pair = {"x": words("<unk>", "house"), "y": words("<unk>", "maison", "家", "😀")}
+    merged = Tokenizer.from_str(align(pair, {"x": 2, "y": 4}, "x", union=True).tokenizer)
+    assert merged.encode("house").ids == [1]
+    assert [merged.encode(w).ids for w in ("maison", "家", "😀")] == [[2], [3], [4]]
+    assert merged.decode([2, 3, 4]) == "maison 家 😀"
+
+
+def test_a_long_piece_of_another_unigram_model_is_never_chosen() -> None:
+    """However long it is, the donor's pieces, a character each, are likelier."""
+    x = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -12.0), ("b", -15.0)], 0))
+    y = Tokenizer(models.Unigram([("<unk>", 0.0), ("ab" * 20, -1.0)], 0))
+    read = {"x": vocabulary.words(x.to_str()), "y": vocabulary.words(y.to_str())}
+    merged = Tokenizer.from_str(align(read, {"x": 3, "y": 2}, "x", union=True).tokenizer)
+    assert merged.encode("ab" * 20).ids == x.encode("ab" * 20).ids == [1, 2] * 20
+
+
+def test_a_model_that_does_not_name_its_kind_is_known_by_its_keys() -> None:
+    """Old files, GPT-2's among them, have no `type`, and are no other kind for that."""
+    text = Tokenizer(models.BPE({"a": 0, "b": 1}, [])).to_str()
+    content = json.loads(text)
+    del content["model"]["type"]
+    pair = {"x": vocabulary.words(json.dumps(content)), "y": vocabulary.words(
+        Tokenizer(models.BPE({"a": 0, "c": 1}, [])).to_str())}  # fmt: skip
+    assert align(pair, {"x": 2, "y": 2}, "x", union=True).added == {"c": ("y",)}
+
+
+@pytest.mark.parametrize("change", [
+    {"model": {"type": "BPE", "vocab": {"a": 1.5}, "merges": []}},
+    {"model": {"type": "BPE", "vocab": {"a": None}, "merges": []}},
+    {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}},
+    {"model": {"type": "BPE", "vocab": {"a": 1 << 31}, "merges": []}},
+    {"model": {"type": "Unigram", "vocab": [["a", "b"]]}},
+    {"model": {"type": "BPE", "vocab": {"\ud800": 0}, "merges": []}},
+    {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["q", "z"]]}},
+    {"model": {"type": "Nothing", "vocab": {"a": 0}}},
+    {"pre_tokenizer": {"type": "Nothing"}},
+    {"added_tokens": [{"content": "<x>"}]},
+])  # fmt: skip
+@pytest.mark.parametrize("union", [True, False])
+def test_what_only_json_can_read_is_told(
+    change: dict[str, Any], union: bool, tmp_path: Path
+) -> None:
+    """One sentence, at the latest when the merged tokenizer is made; no bare error, no huge row."""
+    content = json.loads(Tokenizer(models.BPE({"a": 0, "b": 1}, [])).to_str()) | change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    good = vocabulary.words(Tokenizer(models.BPE({"a": 0, "c": 1}, [])).to_str())
+    with pytest.raises(MergeError, match=r"org/x"):
+        read = vocabulary.load(tmp_path, "org/x")
+        assert read is not None
+        align({"org/x": read, "y": good}, {"org/x": 2, "y": 2}, "org/x", union)
+
+
+def test_disjoint_vocabularies_take_seconds_not_minutes() -> None:
+    """Work grows with the tokens, not with tokens times added tokens."""
+
+    def made(name: str) -> Words:
+        pieces = Tokenizer(models.BPE({f"{name}{n}": n for n in range(50_000)}, []))
+        pieces.add_special_tokens([f"<{name}{n}>" for n in range(1000)])
+        return vocabulary.words(pieces.to_str())
+
+    pair = {name: made(name) for name in "xyz"}
+    began = time.perf_counter()
+    found = align(pair, dict.fromkeys("xyz", 51_000), "x", union=True)
+    assert found.size == 153_000
+    assert time.perf_counter() - began < 4

@@ -280,7 +280,7 @@ def test_reload_keeps_form_and_recipe(visit: Visit) -> None:
     playground = visit().ready()
     playground.slide("ties-lambda", 0.7)
     playground.option("Temperature", 0.5)
-    playground.page.wait_for_timeout(500)
+    playground.page.wait_for_timeout(3000)  # the browser's store is a round trip away
     playground.page.reload()
     expect(playground.part("ties-lambda").locator("input[type=number]")).to_have_value("0.7")
     expect(playground.recipe()).to_contain_text("lambda: 0.7")
