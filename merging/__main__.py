@@ -14,11 +14,12 @@ from merging.errors import MergeError
 from merging.figures import described, products
 from merging.hub import own_login
 from merging.merge import Progress, default_device, fetched, merge, survey
-from merging.methods import Number, methods
+from merging.methods import Number, methods, variants
 from merging.plan import Plan, plan
-from merging.recipe import MAX_BYTES, Recipe
+from merging.recipe import Recipe
 from merging.sinks import SHARD, Folder
 from merging.sources import open_source
+from merging.yaml_text import MAX_BYTES
 
 MARKS = {"green": "ok", "amber": "note", "red": "stop"}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -67,9 +68,12 @@ def run(given: argparse.Namespace) -> None:
 
 def show_methods(given: argparse.Namespace) -> None:  # noqa: ARG001  # every command takes them
     """Print names, parameters, ranges and defaults."""
-    for method in methods().values():
+    for method in [each for name in methods() for each in variants(name).values()]:
         low, high = method.models
-        _print(f"{method.name}: {method.help} Takes {low} to {high} models, base {method.base}.")
+        variant = f" (variant {method.variant})" if len(variants(method.name)) > 1 else ""
+        count = f"{low}" if low == high else f"{low} to {high}"
+        takes = f"Takes {count} model{'s' * (high > 1)}, base {method.base}."
+        _print(f"{method.name}{variant}: {method.help} {takes}")
         for parameter in method.parameters:
             control = parameter.control
             shown = f"default {control.default:g}" if isinstance(control, Number) else (

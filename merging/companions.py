@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merging import vocabulary
+from merging import tokens
 from merging.sources import Source
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ def _ends(plan: "Plan") -> Iterator[int]:
     merged = plan.vocabulary.words.numbers if plan.vocabulary else None
     for parent in {s.name: s for s in (plan.donor, *plan.sources)}.values():
         ends = end_tokens(parent)
-        own = vocabulary.load(parent.folder, parent.name) if merged and ends else None
+        own = tokens.load(parent.folder, parent.name) if merged and ends else None
         if merged is None or own is None:
             yield from ends
             continue
-        tokens = {number: token for token, number in own.numbers.items() if number in ends}
-        yield from (merged[tokens[n]] for n in ends if tokens.get(n, "") in merged)
+        named = {number: token for token, number in own.numbers.items() if number in ends}
+        yield from (merged[named[n]] for n in ends if named.get(n, "") in merged)
 
 
 def end_tokens(source: Source) -> Sequence[int]:

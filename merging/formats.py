@@ -1,4 +1,15 @@
-"""The chat formats that a recipe may name in `chat_template`, as Jinja; it knows text alone."""
+"""Chat templates: those that a recipe may name, and a model's own, wherever its files keep it.
+
+It finds templates as text, and never runs them.
+"""
+
+import json
+from pathlib import Path
+
+from merging.errors import MergeError
+
+TEMPLATE_CAP = 65_536
+"""Characters of a chat template."""
 
 _ASK = "{% if add_generation_prompt %}"
 
@@ -22,3 +33,23 @@ FORMATS = {
     "+ m['content'] + ' [/INST]' }}{% endif %}{% endfor %}",
 }  # fmt: skip
 """By the names that mergekit gives them. `eos_token` and `bos_token` are the tokenizer's."""
+
+
+def template(folder: Path, name: str) -> str | None:
+    """A model's own chat template, wherever its tokenizer keeps it. Raises MergeError if broken."""
+    separate = folder / "chat_template.jinja"
+    if separate.is_file() and separate.stat().st_size <= TEMPLATE_CAP:
+        return separate.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        return None
+    try:
+        found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MergeError(
+            f"{name}: its tokenizer_config.json is broken ({error}): "
+            "fetch the model again, or choose another."
+        ) from error
+    return found if isinstance(found, str) and len(found) <= TEMPLATE_CAP else None

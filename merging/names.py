@@ -14,6 +14,7 @@ EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$"
 )  # fmt: skip
 FIRST = re.compile(r"(^|\.)(w[tp]e|embed(?!_out)\w*|(tok|word)_embeddings\w*)\.(weight|bias)$")
+"""What comes before the layers: it belongs to the first slice, what comes after to the last."""
 BUFFERS = (
     "rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".attention.masked_bias",
     ".attention.bias",

@@ -15,7 +15,7 @@ from merging import vocabulary
 from merging.errors import MergeError
 from merging.names import BUFFERS, EMBEDDING, at_layer, before_layers, head, layer, layers, prefix
 from merging.parameters import Settings
-from merging.recipe import Input, Slice
+from merging.roles import Part
 from merging.sources import Source, TensorInfo
 from merging.vocabulary import Vocabulary
 
@@ -41,19 +41,6 @@ class Step:
     @property
     def size(self) -> int:
         return torch.Size(self.shape).numel()
-
-
-@dataclass(frozen=True)
-class Part:
-    """A slice of the recipe with its roles: `merged`, and `base` if the method wants one."""
-
-    piece: Slice
-    merged: tuple[Input, ...]
-    base: Input | None
-
-    @property
-    def inputs(self) -> tuple[Input, ...]:
-        return (*self.merged, self.base) if self.base else self.merged
 
 
 @dataclass(frozen=True)

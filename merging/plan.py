@@ -8,16 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from merging import vocabulary
+from merging import tokens, vocabulary
 from merging.errors import MergeError
-from merging.formats import FORMATS
+from merging.formats import FORMATS, TEMPLATE_CAP
+from merging.formats import template as own_template
 from merging.methods import Method, methods, variants
 from merging.names import PACKED, ROUTER, head, layer, layers
-from merging.pairing import Part, Step, pair, rows
+from merging.pairing import Step, pair, rows
 from merging.parameters import Settings, settings
-from merging.recipe import Input, Recipe, Slice, known_or_raise
+from merging.recipe import Recipe, known_or_raise
+from merging.roles import Part, in_order, roles
 from merging.sources import Source, TensorInfo, open_source
-from merging.vocabulary import Vocabulary, Words
+from merging.tokens import Words
+from merging.vocabulary import Vocabulary
 
 Level = Literal["green", "amber", "red"]
 
@@ -75,11 +78,11 @@ def plan(
     Raises MergeError for anything that would stop it.
     """
     method = _method(recipe)
-    parts = _parts(recipe, method)
+    parts = roles(recipe, method)
     chosen = settings(recipe, method)
     for part in parts:
         chosen.at("", part.piece, part.merged, [""] * len(part.merged))
-    names = _in_order(parts)
+    names = in_order(parts)
     found = {name: (sources or {}).get(name) or find(name) for name in names}
     for source in found.values():
         _check_config(source, found[names[0]])
@@ -115,52 +118,6 @@ def _method(recipe: Recipe) -> Method:
             f"choose {' or '.join(found)}, or remove the line."
         )
     return found[recipe.variant]
-
-
-def _parts(recipe: Recipe, method: Method) -> tuple[Part, ...]:
-    """Each slice with its roles: what is merged, in order, and the base the deltas are taken to."""
-    return tuple(_part(recipe, method, piece) for piece in recipe.stacked())
-
-
-def _part(recipe: Recipe, method: Method, piece: Slice) -> Part:
-    listed = [m.model for m in piece.sources]
-    twice = [name for name in listed if listed.count(name) > 1]
-    if twice:
-        raise MergeError(f"{twice[0]} is listed twice: choose another model for one of the two.")
-    named = piece.base_model or recipe.base_model
-    base = named if method.base == "required" else None
-    if method.base == "required" and not base:
-        raise MergeError(
-            f"{method.title} merges changes to a common base: add `base_model: …`, "
-            "or choose SLERP or Linear."
-        )
-    merged = [m for m in piece.sources if m.model != base]
-    if method.base == "first":
-        merged.sort(key=lambda m: m.model != named)
-    _check_count(method, len(merged), bool(base), bool(recipe.slices))
-    if base is None:
-        return Part(piece, tuple(merged), None)
-    own = next((m for m in piece.sources if m.model == base), None)
-    return Part(piece, tuple(merged), own or Input(base, layer_range=merged[0].layer_range))
-
-
-def _check_count(method: Method, count: int, based: bool, sliced: bool) -> None:
-    low, high = method.models
-    if low <= count <= high:
-        return
-    wanted = f"{low} model{'s' if low > 1 else ''}" if low == high else f"{low} to {high} models"
-    raise MergeError(
-        f"{method.title} takes {wanted}{' beside the base' if based else ''}, and "
-        f"{'a slice of ' if sliced else ''}the recipe has {count}: "
-        + ("add one." if count < low else "remove one, or choose another method.")
-    )
-
-
-def _in_order(parts: Sequence[Part]) -> tuple[str, ...]:
-    """The models that are merged, in order, then the bases."""
-    merged = [m.model for part in parts for m in part.merged]
-    bases = [part.base.model for part in parts if part.base]
-    return tuple(dict.fromkeys([*(name for name in merged if name not in bases), *bases]))
 
 
 def _check_config(source: Source, first: Source) -> None:
@@ -219,7 +176,7 @@ def _vocabulary(
         )
     parents = {s.name: s for s in found.values()}
     sizes = {name: rows(s) for name, s in parents.items()}
-    loaded = {name: vocabulary.load(s.folder, name) for name, s in parents.items()}
+    loaded = {name: tokens.load(s.folder, name) for name, s in parents.items()}
     tokenizers = {name: t for name, t in loaded.items() if t is not None}
     lacking = [name for name in parents if name not in tokenizers]
     if lacking:
@@ -229,7 +186,7 @@ def _vocabulary(
                 "choose a model with a fast tokenizer."
             )
         return None, [Note("amber", f"{lacking[0]} has no tokenizer.json: rows pair by number.")]
-    alike = vocabulary.same(list(tokenizers.values()))
+    alike = tokens.same(list(tokenizers.values()))
     if alike and len(set(sizes.values())) == 1 and not (multiple and sizes[donor.name] % multiple):
         return None, [Note("green", f"Same vocabulary · {next(iter(sizes.values())):,} rows")]
     chosen = found.get(source or "", donor)
@@ -241,13 +198,13 @@ def _vocabulary(
 def _about_tokens(aligned: Vocabulary, tokenizers: Mapping[str, Words], donor: str) -> list[Note]:
     notes = []
     for owners in dict.fromkeys(aligned.added.values()):
-        tokens = [token for token, who in aligned.added.items() if who == owners]
-        shown = ", ".join(f"`{token}`" for token in tokens[:3])
-        more = f" and {len(tokens) - 3} more" if len(tokens) > 3 else ""
-        many = "tokens" if len(tokens) > 1 else "token"
+        theirs = [token for token, who in aligned.added.items() if who == owners]
+        shown = ", ".join(f"`{token}`" for token in theirs[:3])
+        more = f" and {len(theirs) - 3} more" if len(theirs) > 3 else ""
+        many = "tokens" if len(theirs) > 1 else "token"
         notes.append(Note(
             "amber",
-            f"{' and '.join(owners)} {'have' if len(owners) > 1 else 'has'} {len(tokens)} {many} "
+            f"{' and '.join(owners)} {'have' if len(owners) > 1 else 'has'} {len(theirs)} {many} "
             f"that {donor} lacks: {shown}{more}. The merged model has {aligned.size:,} rows.",
         ))  # fmt: skip
     dropped = set().union(*(t.numbers for t in tokenizers.values()))
@@ -267,14 +224,14 @@ def _template(
     if written not in (None, "auto"):
         if written in FORMATS:
             return FORMATS[written], []
-        if "{" in written and len(written) <= vocabulary.TEMPLATE_CAP:
+        if "{" in written and len(written) <= TEMPLATE_CAP:
             return written, []
         raise MergeError(
             f"`chat_template: {written[:40]}` is neither auto, {', '.join(FORMATS)} "
-            f"nor a Jinja template of at most {vocabulary.TEMPLATE_CAP // 1024} KB: "
+            f"nor a Jinja template of at most {TEMPLATE_CAP // 1024} KB: "
             "write one of them."
         )
-    own = {p.name: vocabulary.template(p.folder, p.name) for p in (donor, *parents)}
+    own = {p.name: own_template(p.folder, p.name) for p in (donor, *parents)}
     if own[donor.name]:
         return own[donor.name], []
     for name, template in own.items():
@@ -318,15 +275,16 @@ def _config(donor: Source, steps: Sequence[Step], aligned: Vocabulary | None) ->
 
 def _layered(donor: Source, steps: Sequence[Step]) -> dict[str, Any]:
     """The config for as many layers as the merged model has; lists with an entry a layer follow."""
-    taken = {n: layer(s.reads[0]) for s in steps if (n := layer(s.name)) is not None}
+    source = {layer(step.name): layer(step.reads[0]) for step in steps}
+    taken = [old for n in range(len(source)) if (old := source.get(n)) is not None]
     config, before = dict(donor.config), layers(donor.tensors)
-    if [taken[n] for n in sorted(taken)] == list(range(before)):
+    if taken == list(range(before)):
         return config
     for key, value in donor.config.items():
         if key in COUNTS:
             config[key] = len(taken)
-        elif isinstance(value, list) and len(value) == before:
-            config[key] = [value[taken[n] or 0] for n in sorted(taken)]
+        elif isinstance(value, list) and "layer" in key and len(value) == before:
+            config[key] = [value[old] for old in taken]
     return config
 
 

@@ -6,14 +6,12 @@ It knows the grammar only: no files, no tensors, and not which methods or models
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import yaml
-
+from merging import yaml_text
 from merging.errors import MergeError
 
 ENGINE = "1"
@@ -36,10 +34,7 @@ WORDS = {
     "k": "density", "drop_rate": "density", "weights": "weight", "densities": "density",
 }  # fmt: skip
 """What other tools call these keys, where spelling alone would not find the right one."""
-FENCE = re.compile(r"^```\w*\n(.*?)\n```\s*\Z", re.DOTALL | re.MULTILINE)
-"""Around a recipe that was copied out of a model card."""
-MAX_BYTES, MAX_DEPTH, MAX_ALIASES = 65_536, 20, 20
-MAX_LAYERS = 10_000
+MAX_LAYERS, MAX_MULTIPLE = 10_000, 65_536
 
 Value = float | bool | str | list[Any]
 """A parameter as written: a number, a switch, a gradient over layers, or filters."""
@@ -122,7 +117,7 @@ class Recipe:
         Raises MergeError for what is no recipe, for keys that mergekit does not know, and for
         YAML that is too large, too deep or full of aliases.
         """
-        raw = _load(text)
+        raw = yaml_text.load(text)
         for key in REFUSED.keys() & raw.keys():
             raise MergeError(REFUSED[key])
         known_or_raise(raw, KEYS, "a recipe's keys")
@@ -159,8 +154,7 @@ class Recipe:
         return {key: value for key, value in out.items() if value is not None}
 
     def to_yaml(self) -> str:
-        text: str = yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-        return text
+        return yaml_text.dump(self.to_dict())
 
     def stacked(self) -> tuple[Slice, ...]:
         """The slices, or one over all layers of `models`."""
@@ -308,7 +302,7 @@ def _tokenizer(raw: Mapping[str, Any]) -> tuple[str | None, int | None]:
             "remove `tokens`; each token then takes its rows from the models that have it."
         )
     chosen, multiple = written.get("source") or "union", written.get("pad_to_multiple_of")
-    if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= MAX_BYTES):
+    if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= MAX_MULTIPLE):
         raise MergeError(
             f"`pad_to_multiple_of: {str(multiple)[:40]}` must be a whole number such as 64."
         )
@@ -384,67 +378,3 @@ def _seed(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
     raise MergeError(f"`random_seed: {value}` must be a whole number from 0.")
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists of plain numbers on one line, as people write layer ranges and gradients."""
-
-
-def _sequence(dumper: _Dumper, items: list[Any]) -> yaml.SequenceNode:
-    short = all(isinstance(item, int | float) for item in items)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=short)
-
-
-_Dumper.add_representer(list, _sequence)
-_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]  # noqa: ARG005
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data only, and no key twice."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-    keys = [loader.construct_object(key, deep=True) for key in own]
-    twice = [key for key in keys if isinstance(key, str) and keys.count(key) > 1]
-    if twice:
-        raise MergeError(f"`{twice[0]}` is written twice in the recipe: keep one of them.")
-    found: dict[Any, Any] = loader.construct_mapping(node, deep=True)
-    return found
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def _load(text: str) -> dict[str, Any]:
-    if not isinstance(text, str):
-        raise MergeError("The recipe must be text in mergekit's YAML: start from a preset.")
-    if len(text.encode()) > MAX_BYTES:
-        raise MergeError(f"The recipe is larger than {MAX_BYTES // 1024} KB: that is no recipe.")
-    try:
-        text = FENCE.sub(r"\1", text)
-        _refuse_bombs(text)
-        raw = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        problem = re.sub(r"\s+", " ", str(getattr(error, "problem", None) or "syntax error"))
-        raise MergeError(f"The recipe is not valid YAML{where}: {problem}.") from error
-    except ValueError as error:  # a month 13, or a number of ten thousand digits
-        raise MergeError(f"The recipe holds what YAML cannot read ({error}).") from error
-    if not isinstance(raw, dict):
-        raise MergeError("The recipe is not a list of `key: value` lines: start from a preset.")
-    return {str(key): value for key, value in raw.items()}
-
-
-def _refuse_bombs(text: str) -> None:
-    """Count aliases and depth before anything is built out of them."""
-    aliases = depth = 0
-    for event in yaml.parse(text, _Loader):
-        aliases += isinstance(event, yaml.AliasEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if aliases > MAX_ALIASES:
-            raise MergeError(f"The recipe has over {MAX_ALIASES} YAML aliases: write values out.")
-        if depth > MAX_DEPTH:
-            raise MergeError(f"The recipe is nested over {MAX_DEPTH} deep: that is no recipe.")

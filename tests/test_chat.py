@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,8 @@ from merging.library import Loaded, load_parent
 from merging.sources import open_folder
 from tests.ui.models import DEMO, talkative
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = (
     "What is 38 + 27?",
     "What is 99 + 99?",
@@ -40,15 +42,6 @@ PROMPTS = (
 
 def load(folder: Path) -> Loaded:
     return load_parent(open_folder(folder, folder.name, "stamp"), "cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models are slower on several threads, many times so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,8 @@ def test_methods_lists_every_parameter(capsys: Any) -> None:
     """`methods` prints each method with its parameters, defaults and slider ends."""
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
-    assert "ties: " in out and "slerp: " in out and "Takes 2 to 2 models" in out
+    assert "slerp: " in out and "Takes 2 models, base first." in out
+    assert all(f"ties (variant {name}): " in out for name in ("mergekit", "paper", "peft"))
     assert "density (a model): part of the changes that is kept; default 1, slider 0 to 1" in out
     assert "normalize (in all)" in out and "default true" in out
 

@@ -7,7 +7,7 @@ tests/methods; here linear, whose formula fits on a line, stands for the values.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from merging.sinks import Folder, Live
 from tests.conftest import EXTRA, WEIGHTS, WORDS, changed, loaded, recipe
 from tests.decoders import FAMILIES, MIXTURES, TIED, build, save, trio, tuned
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Trio = dict[str, Path]
 PROMPT = torch.tensor([[1, 5, 9, 23]])
 QUARTER = [("a", 0.25), ("b", 0.75)]
@@ -32,15 +34,6 @@ EMBEDDINGS = {
     "gpt2": "transformer.wte.weight",
     "gpt_neox": "gpt_neox.embed_in.weight",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For models as small as these, waking a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

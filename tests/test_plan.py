@@ -241,3 +241,16 @@ def test_sources_can_be_handed_in(pico: Pico) -> None:
     decided = plan(recipe("linear", [pico["a"], pico["c"]]), known, find=never)
     again = with_sources(decided, [open_source(s.name) for s in decided.sources])
     assert again.donor == decided.donor and again.identity == decided.identity
+
+
+def test_only_lists_about_layers_follow_slices(pico: Pico, tmp_path: Path) -> None:
+    """A list with an entry a layer is stacked as layers are; another of the same length is not."""
+    kinds = {"layer_types": ["full_attention", "sliding_attention"], "eos_token_id": [2, 3]}
+    folder = str(changed(pico["a"], tmp_path / "a", config=kinds))
+    pieces = [{"sources": [{"model": folder, "layer_range": r}]} for r in ([0, 2], [1, 2])]
+    decided = plan(
+        Recipe.from_yaml(yaml.safe_dump({"merge_method": "passthrough", "slices": pieces}))
+    )
+    assert decided.config["num_hidden_layers"] == 3
+    assert decided.config["layer_types"] == [*kinds["layer_types"], "sliding_attention"]
+    assert decided.config["eos_token_id"] == [2, 3]

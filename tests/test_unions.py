@@ -8,8 +8,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from merging import MergeError, vocabulary
-from merging.vocabulary import PAD, Words, align
+from merging import MergeError, tokens, vocabulary
+from merging.tokens import Words
+from merging.vocabulary import PAD, align
 
 TEXTS = {
     "x": ["the old house by the river", "a river of stones", "houses and rivers and stones"],
@@ -81,7 +82,7 @@ def trio(kind: Kind) -> dict[str, Tokenizer]:
 
 
 def united(made: dict[str, Tokenizer], pad: int = 1) -> vocabulary.Vocabulary:
-    read = {name: vocabulary.words(t.to_str()) for name, t in made.items()}
+    read = {name: tokens.words(t.to_str()) for name, t in made.items()}
     sizes = {name: max(t.get_vocab().values()) + 1 for name, t in made.items()}
     return align(read, sizes, "x", union=True, pad=pad)
 

@@ -13,13 +13,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from merging import MergeError, vocabulary
-from merging.vocabulary import Words, align, gather, same
+from merging import MergeError, formats, vocabulary
+from merging.tokens import Words, load, same
+from merging.tokens import words as parsed
+from merging.vocabulary import align, gather
 
 
 def words(*tokens: str) -> Words:
     numbers = {t: i for i, t in enumerate(tokens)}
-    return vocabulary.words(Tokenizer(models.WordLevel(numbers, unk_token=tokens[0])).to_str())
+    return parsed(Tokenizer(models.WordLevel(numbers, unk_token=tokens[0])).to_str())
 
 
 def test_rows_follow_the_strings() -> None:
@@ -101,31 +103,12 @@ def test_broken_tokenizer_files_are_told(content: str, tmp_path: Path) -> None:
     """A broken tokenizer.json names its model; a config without template text has none."""
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(MergeError, match=r"org/x: its tokenizer\.json"):
-        vocabulary.load(tmp_path, "org/x")
+        load(tmp_path, "org/x")
     (tmp_path / "tokenizer_config.json").write_text(content)
     try:
-        assert vocabulary.template(tmp_path, "org/x") is None
+        assert formats.template(tmp_path, "org/x") is None
     except MergeError as error:
         assert "org/x: its tokenizer_config.json is broken" in str(error)
-
-
-def test_templates_are_found_where_they_are_kept(tmp_path: Path) -> None:
-    """In the config, there as `default` of several, and in a file of its own, which wins."""
-    config = tmp_path / "tokenizer_config.json"
-    assert vocabulary.template(tmp_path, "x") is None
-    config.write_text('{"chat_template": "one"}')
-    assert vocabulary.template(tmp_path, "x") == "one"
-    config.write_text('{"chat_template": [{"name": "rag", "template": "no"}, '
-                      '{"name": "default", "template": "two"}]}')  # fmt: skip
-    assert vocabulary.template(tmp_path, "x") == "two"
-    (tmp_path / "chat_template.jinja").write_text("three")
-    assert vocabulary.template(tmp_path, "x") == "three"
-
-
-def test_a_template_has_a_cap(tmp_path: Path) -> None:
-    """One that is larger than any real template is not taken."""
-    (tmp_path / "tokenizer_config.json").write_text(f'{{"chat_template": "{"x" * 70_000}"}}')
-    assert vocabulary.template(tmp_path, "x") is None
 
 
 LETTERS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True)
@@ -153,7 +136,7 @@ def test_rows_are_those_of_an_oracle(texts: list[str], data: st.DataObject, unio
     """Numbers are those that the library gives, in each parent and in what is written."""
     known = dict(zip("xyz", (Tokenizer.from_str(t).get_vocab() for t in texts), strict=False))
     assume(all(len(set(own.values())) == len(own) for own in known.values()))
-    read = dict(zip("xyz", map(vocabulary.words, texts), strict=False))
+    read = dict(zip("xyz", map(parsed, texts), strict=False))
     sizes = {name: data.draw(st.integers(0, 20)) for name in known}
     pad = data.draw(st.integers(1, 9))
     found = align(read, sizes, "x", union, pad)
@@ -179,7 +162,7 @@ def test_added_tokens_keep_their_settings() -> None:
     made.add_tokens(["<t>"])
     [entry] = json.loads(made.to_str())["added_tokens"]
     entry |= {"lstrip": True, "single_word": True}
-    other = vocabulary.words(json.dumps(json.loads(made.to_str()) | {"added_tokens": [entry]}))
+    other = parsed(json.dumps(json.loads(made.to_str()) | {"added_tokens": [entry]}))
     found = align({"x": words("a", "b"), "y": other}, {"x": 2, "y": 2}, "x", union=True)
     assert json.loads(found.tokenizer)["added_tokens"] == [entry | {"id": 2}]
 
@@ -197,7 +180,7 @@ def test_a_long_piece_of_another_unigram_model_is_never_chosen() -> None:
     """However long it is, the donor's pieces, a character each, are likelier."""
     x = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -12.0), ("b", -15.0)], 0))
     y = Tokenizer(models.Unigram([("<unk>", 0.0), ("ab" * 20, -1.0)], 0))
-    read = {"x": vocabulary.words(x.to_str()), "y": vocabulary.words(y.to_str())}
+    read = {"x": parsed(x.to_str()), "y": parsed(y.to_str())}
     merged = Tokenizer.from_str(align(read, {"x": 3, "y": 2}, "x", union=True).tokenizer)
     assert merged.encode("ab" * 20).ids == x.encode("ab" * 20).ids == [1, 2] * 20
 
@@ -207,7 +190,7 @@ def test_a_model_that_does_not_name_its_kind_is_known_by_its_keys() -> None:
     text = Tokenizer(models.BPE({"a": 0, "b": 1}, [])).to_str()
     content = json.loads(text)
     del content["model"]["type"]
-    pair = {"x": vocabulary.words(json.dumps(content)), "y": vocabulary.words(
+    pair = {"x": parsed(json.dumps(content)), "y": parsed(
         Tokenizer(models.BPE({"a": 0, "c": 1}, [])).to_str())}  # fmt: skip
     assert align(pair, {"x": 2, "y": 2}, "x", union=True).added == {"c": ("y",)}
 
@@ -231,9 +214,9 @@ def test_what_only_json_can_read_is_told(
     """One sentence, at the latest when the merged tokenizer is made; no bare error, no huge row."""
     content = json.loads(Tokenizer(models.BPE({"a": 0, "b": 1}, [])).to_str()) | change
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    good = vocabulary.words(Tokenizer(models.BPE({"a": 0, "c": 1}, [])).to_str())
+    good = parsed(Tokenizer(models.BPE({"a": 0, "c": 1}, [])).to_str())
     with pytest.raises(MergeError, match=r"org/x"):
-        read = vocabulary.load(tmp_path, "org/x")
+        read = load(tmp_path, "org/x")
         assert read is not None
         align({"org/x": read, "y": good}, {"org/x": 2, "y": 2}, "org/x", union)
 
@@ -244,7 +227,7 @@ def test_disjoint_vocabularies_take_seconds_not_minutes() -> None:
     def made(name: str) -> Words:
         pieces = Tokenizer(models.BPE({f"{name}{n}": n for n in range(50_000)}, []))
         pieces.add_special_tokens([f"<{name}{n}>" for n in range(1000)])
-        return vocabulary.words(pieces.to_str())
+        return parsed(pieces.to_str())
 
     pair = {name: made(name) for name in "xyz"}
     began = time.perf_counter()

@@ -130,6 +130,14 @@ def trim(delta: Tensor, threshold: int, spare: int | None) -> Tensor:
     return delta * keep
 
 
+def trim_each(
+    deltas: Sequence[Tensor], threshold: Sequence[int], spare: Sequence[int] | None
+) -> list[Tensor]:
+    """`trim` for each model, with the numbers that `exactly` found."""
+    spares: Sequence[int | None] = spare or [None] * len(deltas)
+    return [trim(d, at, left) for d, at, left in zip(deltas, threshold, spares, strict=True)]
+
+
 def _kth(counts: Tensor, wanted: Sequence[int]) -> tuple[list[int], list[int]]:
     """Per row: the bin that holds the `wanted`-th largest, and how many lie in bins above it."""
     bins, above = [], []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merging.methods import _trim
 from merging.methods._method import BlockFunction, Number, Ordered, Switch, method
-from merging.methods._trim import trim
+from merging.methods._trim import trim_each
 
 EMPTY = 1e-7
 """A delta of a smaller sum is not stretched."""
@@ -68,8 +68,7 @@ def ties(  # noqa: PLR0913  # five parameters as mergekit has them, three number
     stretch: Sequence[float],
 ) -> Tensor:
     """λ·(disjoint merge of the trimmed, stretched, weighted deltas)."""
-    spares: Sequence[int | None] = spare or [None] * len(deltas)
-    trimmed = [trim(d, at, left) for d, at, left in zip(deltas, threshold, spares, strict=True)]
+    trimmed = trim_each(deltas, threshold, spare)
     weighted = [d.mul_(s * w) for d, s, w in zip(trimmed, stretch, weight, strict=True)]
     return disjoint_merge(weighted, elect(weighted), weight, normalize).mul_(lambda_)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merging.methods._method import BlockFunction, Number, method
-from merging.methods._trim import thresholds, trim
+from merging.methods._trim import thresholds, trim_each
 from merging.methods.ties import disjoint_merge, elect
 
 
@@ -27,7 +27,7 @@ def reached(density: float, size: int) -> int:
 
 def lead(deltas: Sequence[Tensor], threshold: Sequence[int]) -> Tensor:
     """By how many the entries whose trimmed deltas add up to more than 0 outnumber the opposite."""
-    trimmed = [trim(d, at, None) for d, at in zip(deltas, threshold, strict=True)]
+    trimmed = trim_each(deltas, threshold, None)
     return torch.stack(trimmed).sum(0).sign().sum(dtype=torch.int64)
 
 
@@ -62,6 +62,6 @@ def ties(
     majority: int,
 ) -> Tensor:
     """λ·(mean of the trimmed deltas that agree); a draw with no majority goes to the negatives."""
-    trimmed = [trim(d, at, None) for d, at in zip(deltas, threshold, strict=True)]
+    trimmed = trim_each(deltas, threshold, None)
     positive = elect(trimmed, majority > 0)
     return disjoint_merge(trimmed, positive, [1] * len(trimmed), True).mul_(lambda_)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merging.methods._method import BlockFunction, Number, Ordered, method
-from merging.methods._trim import exactly, trim
+from merging.methods._trim import exactly, trim_each
 from merging.methods.ties import agrees, elect
 
 
@@ -51,8 +51,7 @@ def ties(
     spare: Sequence[int] | None,
 ) -> Tensor:
     """λ·(the weighted deltas that agree, over their number)."""
-    spares: Sequence[int | None] = spare or [None] * len(deltas)
-    trimmed = [trim(d, at, left) for d, at, left in zip(deltas, threshold, spares, strict=True)]
+    trimmed = trim_each(deltas, threshold, spare)
     positive = elect(trimmed)
     total, count = torch.zeros_like(trimmed[0]), torch.zeros_like(trimmed[0])
     for entries, w in zip(trimmed, weight, strict=True):

@@ -11,12 +11,12 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from merging.recipe import MAX_BYTES
 from merging.sources import APP
 from merging.ui import asking, choosing, look
 from merging.ui.api import LIMIT, endpoints
 from merging.ui.layout import Page, layout
 from merging.ui.limits import RequestCap
+from merging.yaml_text import MAX_BYTES
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LAUNCH: dict[str, Any] = {

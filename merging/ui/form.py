@@ -148,7 +148,9 @@ def _sliced(old: Recipe, method: Method, picked: Mapping[str, str]) -> Recipe:
     """Slices stay as they are written, with the models that were picked in place of theirs."""
     shown = _pickers(old)
     names = {name: picked[slot] for slot, name in shown.items() if name and picked[slot]}
-    return replace(old.renamed(names), merge_method=method.name)
+    found = replace(old.renamed(names), merge_method=method.name)
+    base = picked["base"] if method.base == "required" else ""
+    return replace(found, base_model=found.base_model or base or None)
 
 
 def _pickers(recipe: Recipe) -> dict[str, str | None]:
@@ -212,7 +214,7 @@ def show_method(form: Form, name: str, variant: str, three: bool) -> dict[Any, A
     updates: dict[Any, Any] = {
         group: gr.update(visible=key == name) for key, group in form.groups.items()
     }
-    short = [m for m in methods().values() if three and m.models[1] < 3]
+    short = [m for m in methods().values() if three and m.models[1] == 2]
     reason = "".join(
         f" {m.title} takes {m.models[1]} models: clear model C to use it." for m in short
     )
