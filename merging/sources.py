@@ -55,7 +55,7 @@ class Checkpoint:
     """A folder with safetensors. `read` gives views of mapped memory: nothing is copied.
 
     `stamp` tells versions apart: a Hub commit, or a digest of the files' names, sizes and times.
-    `license` is what the model's own card says, if it says so.
+    `license` is what the model's own card says, if it says so; `gated` models are not for all.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Checkpoint:
     stamp: str
     missing: int = 0
     license: str | None = None
+    gated: bool = False
     handles: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def read(self, name: str) -> torch.Tensor:
@@ -88,6 +89,7 @@ class Remote:
     stamp: str
     missing: int
     license: str | None = None
+    gated: bool = False
 
 
 Source: TypeAlias = Checkpoint | Remote
@@ -116,7 +118,7 @@ def open_source(name: str, *, folders: bool = True, token: hub.Token = False) ->
     repo = hub.pin(ref.path, ref.revision, token=token)
     pinned = f"{ref.path}@{repo.revision}"
     if cached := hub.cached(repo):
-        return open_folder(cached, pinned, stamp=repo.revision, license=repo.license)
+        return open_folder(cached, pinned, stamp=repo.revision, license=repo.license, gated=repo.gated)
     return _open_remote(repo, pinned, token)
 
 
@@ -129,7 +131,11 @@ def _folder(path: str) -> Path | None:
 
 
 def open_folder(
-    folder: Path, name: str, stamp: str | None = None, license: str | None = None
+    folder: Path,
+    name: str,
+    stamp: str | None = None,
+    license: str | None = None,
+    gated: bool = False,
 ) -> Checkpoint:
     """A local checkpoint. Raises MergeError for missing, unsafe or truncated files."""
     config = _json(folder / "config.json", name)
@@ -146,7 +152,7 @@ def open_folder(
 
         tensors |= read_header(read, size, file, name)
     license = license or _license(folder)
-    return Checkpoint(name, folder, config, tensors, stamp or _stamp(folder), license=license)
+    return Checkpoint(name, folder, config, tensors, stamp or _stamp(folder), 0, license, gated)
 
 
 def fetch(source: Source, *, token: hub.Token = False) -> Generator[hub.Fetched, None, Checkpoint]:
@@ -154,7 +160,7 @@ def fetch(source: Source, *, token: hub.Token = False) -> Generator[hub.Fetched,
     if isinstance(source, Checkpoint):
         return source
     folder = yield from hub.download(source.repo, token=token)
-    return open_folder(folder, source.name, stamp=source.stamp, license=source.license)
+    return open_folder(folder, source.name, source.stamp, source.license, source.gated)
 
 
 def read_header(
@@ -216,7 +222,9 @@ def _open_remote(repo: hub.Repo, name: str, token: hub.Token) -> Remote:
         tensors |= read_header(read, repo.files[file].size, file, name)
     config = _json(folder / "config.json", name)
     missing = sum(repo.files[file].size for file in files)
-    return Remote(name, repo, folder, config, tensors, repo.revision, missing, repo.license)
+    return Remote(
+        name, repo, folder, config, tensors, repo.revision, missing, repo.license, repo.gated
+    )
 
 
 def _weight_files(folder: Path, name: str) -> list[str]:
