@@ -118,7 +118,9 @@ def open_source(name: str, *, folders: bool = True, token: hub.Token = False) ->
     repo = hub.pin(ref.path, ref.revision, token=token)
     pinned = f"{ref.path}@{repo.revision}"
     if cached := hub.cached(repo):
-        return open_folder(cached, pinned, stamp=repo.revision, license=repo.license, gated=repo.gated)
+        return open_folder(
+            cached, pinned, stamp=repo.revision, license=repo.license, gated=repo.gated
+        )
     return _open_remote(repo, pinned, token)
 
 
