@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from merging import hub as ours
 from merging.errors import MergeError
+from merging.hub import client
 from tests.hub import LocalHub
 from tests.hub.fixtures import hub as hub
 
@@ -206,10 +207,32 @@ def test_a_private_repo_counts_as_gated(hub: LocalHub, folder: Path) -> None:
 
 
 def test_a_wrong_token_is_refused(hub: LocalHub, folder: Path) -> None:
-    """An expired or unknown token is told to log in again."""
-    hub.add("org/tiny", folder)
+    """An expired or unknown token is told to log in again, where a login is needed."""
+    hub.add("org/gated", folder, gated=True)
     with pytest.raises(MergeError, match=r"log in again"):
-        ours.pin("org/tiny", token="hf_expired")
+        ours.pin("org/gated", token="hf_expired")
+
+
+def test_an_expired_login_keeps_nobody_from_public_models(hub: LocalHub, folder: Path) -> None:
+    """The Hub answers 401 even for public repos: they are read anonymously instead."""
+    hub.add("org/tiny", folder)
+    repo = ours.pin("org/tiny", token="hf_expired")
+    assert drain(repo, "hf_expired")[1].is_dir()
+
+
+def test_a_commits_listing_is_asked_for_once_but_access_each_time(
+    hub: LocalHub, folder: Path
+) -> None:
+    """A class of thirty would use up the Hub's rate; who may read is never remembered."""
+    sha = hub.add("org/gated", folder, gated=True)
+    hub.user("hf_alice", reads=["org/gated"])
+    for _ in range(3):
+        ours.pin("org/gated", sha, token="hf_alice")
+    assert len(hub.requests("revision")) == 1
+    assert len(hub.requests("auth-check")) == 3
+    hub.user("hf_alice")
+    with pytest.raises(MergeError, match=r"is gated"):
+        ours.pin("org/gated", sha, token="hf_alice")
 
 
 def test_the_machines_token_is_never_sent_for_others(
@@ -250,7 +273,7 @@ def test_the_rate_limit_says_how_long(hub: LocalHub, folder: Path) -> None:
 def test_a_failing_hub_is_said_in_one_sentence(hub: LocalHub, folder: Path) -> None:
     """A server error names its number."""
     hub.add("org/tiny", folder)
-    hub.fault("GET /api/models", "503")
+    hub.fault("GET /api/models", "503", times=9)
     with pytest.raises(MergeError, match=r"error 503"):
         ours.pin("org/tiny")
 
@@ -260,7 +283,7 @@ def test_a_silent_hub_is_not_waited_for(
 ) -> None:
     """A Hub that says nothing is given up after the client's time-out."""
     hub.add("org/tiny", folder)
-    hub.fault("GET /api/models", "hang")
+    hub.fault("GET /api/models", "hang", times=9)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
     start = time.monotonic()
     with pytest.raises(MergeError, match=r"connection to the Hub failed"):
@@ -475,7 +498,7 @@ def test_a_part_is_asked_for_again(
     hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """A broken connection or a server error while reading a part is tried again."""
-    monkeypatch.setattr(ours, "PAUSE", 0.01)
+    monkeypatch.setattr(client, "PAUSE", 0.01)
     hub.add("org/tiny", folder)
     hub.fault("GET /cdn/", kind, times=2)
     data = (folder / "model.safetensors").read_bytes()
@@ -514,7 +537,7 @@ def test_progress_counts_all_bytes_and_never_falls(
     hub: LocalHub, sharded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes over all files rise to the total, through a damaged file and a reset too."""
-    monkeypatch.setattr(ours, "PAUSE", 0.01)
+    monkeypatch.setattr(client, "PAUSE", 0.01)
     hub.add("org/big", sharded)
     hub.fault("GET /cdn/", "corrupt")
     hub.fault("GET /cdn/", "reset", after=WEIGHTS // 2)
@@ -591,7 +614,7 @@ def test_a_broken_connection_is_taken_up_again(
     hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, after: int | None
 ) -> None:
     """After a reset, a cut or a server error the file goes on where it stopped, and is right."""
-    monkeypatch.setattr(ours, "PAUSE", 0.01)
+    monkeypatch.setattr(client, "PAUSE", 0.01)
     hub.add("org/tiny", folder)
     hub.fault("GET /cdn/", kind, times=2, after=after)
     _, path = drain(ours.pin("org/tiny"))
@@ -604,7 +627,7 @@ def test_a_hub_that_cannot_resume_is_still_right(
     hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the Hub sends the whole file again, what is already there is passed over."""
-    monkeypatch.setattr(ours, "PAUSE", 0.01)
+    monkeypatch.setattr(client, "PAUSE", 0.01)
     hub.add("org/tiny", folder)
     hub.fault("GET /cdn/", "reset", after=300_000)
     hub.fault("GET /cdn/", "no_range")
@@ -616,13 +639,13 @@ def test_a_hub_that_keeps_breaking_is_given_up(
     hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a few attempts the failure is said, and nothing half-written is left."""
-    monkeypatch.setattr(ours, "PAUSE", 0.01)
+    monkeypatch.setattr(client, "PAUSE", 0.01)
     hub.add("org/tiny", folder)
     hub.fault("GET /cdn/", "reset", times=99, after=1000)
     repo = ours.pin("org/tiny")
     with pytest.raises(MergeError, match=r"connection to the Hub failed on org/tiny"):
         drain(repo)
-    assert len(hub.requests("/cdn/")) == ours.ATTEMPTS
+    assert len(hub.requests("/cdn/")) == client.ATTEMPTS
     assert leftovers() == []
     assert ours.cached(repo) is None
 

@@ -1,0 +1,88 @@
+"""The cache on disk, in the client's own layout, so that every other tool finds the files.
+
+It knows what is there and where things go; it asks nobody.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+from huggingface_hub import constants
+
+from merging.errors import MergeError
+from merging.hub.repo import COMMIT, File, Repo, listed
+
+
+def storage(id: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"models--{id.replace('/', '--')}"
+
+
+def snapshot(repo: Repo) -> Path:
+    """The folder in which a commit's files have their own names."""
+    return storage(repo.id) / "snapshots" / repo.revision
+
+
+def blob(repo: Repo, name: str) -> Path:
+    """Where a file's bytes lie, under their checksum."""
+    etag = listed(repo, name).sha256 or repo.files[name].oid or ""
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag):
+        raise MergeError(f"The Hub has no checksum of {name} of {repo.id}: choose another model.")
+    return storage(repo.id) / "blobs" / etag
+
+
+def there(repo: Repo, name: str) -> bool:
+    path = snapshot(repo) / name
+    return path.is_file() and path.stat().st_size == listed(repo, name).size
+
+
+def free_disk() -> int:
+    """Bytes free where the cache lies, or will lie."""
+    folder = Path(constants.HF_HUB_CACHE).absolute()
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
+def not_cached(what: str) -> NoReturn:
+    how = "fetch it once with a network, or unset HF_HUB_OFFLINE"
+    raise MergeError(f"{what} is not in the cache and HF_HUB_OFFLINE is set: {how}.")
+
+
+def cached_repo(id: str, ref: str) -> Repo | None:
+    """What the cache knows of a repo at a branch, tag or commit."""
+    branch = storage(id) / "refs" / ref
+    commit = branch.read_text().strip() if branch.is_file() else ref
+    folder = storage(id) / "snapshots" / commit
+    if not COMMIT.fullmatch(commit) or not folder.is_dir():
+        return None
+    paths = [path for path in folder.iterdir() if path.is_file()]
+    etags = {path.name: path.readlink().name if path.is_symlink() else "" for path in paths}
+    files = {
+        path.name: File(path.stat().st_size, etag if len(etag) == 64 else None, etag or None)
+        for path, etag in zip(paths, etags.values(), strict=True)
+    }
+    return Repo(id, commit, files, (storage(id) / ".gated").exists(), ref=ref)
+
+
+def remember(repo: Repo) -> None:
+    """Keeps what `cached_repo` cannot see in the files: the branch, and that they are gated."""
+    for folder in (storage(repo.id) / "blobs", snapshot(repo)):
+        folder.mkdir(parents=True, exist_ok=True)
+    if repo.gated:
+        (storage(repo.id) / ".gated").touch()
+    branch = storage(repo.id) / "refs" / repo.ref
+    if not COMMIT.fullmatch(repo.ref):
+        branch.parent.mkdir(parents=True, exist_ok=True)
+        branch.write_text(repo.revision)
+
+
+def link(repo: Repo, name: str) -> None:
+    """Gives a file that came whole its name in the commit's folder."""
+    target, pointer = blob(repo, name), snapshot(repo) / name
+    fresh = pointer.with_name(f".{name}.{secrets.token_hex(4)}")
+    try:
+        fresh.symlink_to(Path("..", "..", "blobs", target.name))
+    except OSError:  # a file system, or a Windows user, without symbolic links
+        os.link(target, fresh)
+    fresh.replace(pointer)
