@@ -7,3 +7,7 @@ class MergeError(Exception):
     Raised anywhere below the page and the CLI, turned into their form once, at the edge.
     Any other exception is a bug.
     """
+
+
+class AccessError(MergeError):
+    """A model that is there, perhaps, and not for this user: gated, private, or a login too old."""

@@ -6,17 +6,21 @@ It knows no cache and no files; who may read what is the Hub's own answer.
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import huggingface_hub
 from huggingface_hub import constants
 
-from merging.errors import MergeError
+from merging.errors import AccessError, MergeError
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -27,13 +31,24 @@ Token = str | Literal[False]  # False: anonymous; never None, the client's word 
 ATTEMPTS = 6  # connections for a file, each taking up where the last broke off
 PAUSE = 0.25  # seconds before the second, doubled before each further one
 SILENCE = 30  # seconds without a byte, after which a call that has no time-out of its own ends
+LEAST, WINDOW = 10_000, 20  # bytes and seconds: a connection that brings fewer is given up
+SHORT = 5  # seconds that an API call waits at a rate limit: people wait for the answer
 
 
 class UnreachableError(MergeError):
     """The Hub gave no answer of its own: the cache, or asking again, may help."""
 
 
-class LoginError(MergeError):
+class LimitError(MergeError):
+    """The Hub's rate limit, for so many `seconds`; None where it does not say."""
+
+    def __init__(self, seconds: float | None) -> None:
+        when = "in a few minutes" if seconds is None else f"in {math.ceil(seconds)} s"
+        super().__init__(f"The Hub's rate limit is reached: try again {when}, or log in.")
+        self.seconds = seconds
+
+
+class LoginError(AccessError):
     """The Hub does not know this login, or no longer: it would refuse public repos as well."""
 
 
@@ -44,8 +59,17 @@ def own_login() -> Token:
 
 def api() -> huggingface_hub.HfApi:
     """The client's calls, none of which may wait for ever (by default, most of them would)."""
-    huggingface_hub.get_session().timeout = SILENCE
+    hooks = huggingface_hub.get_session().event_hooks
+    if _end_in_time not in hooks["request"]:
+        hooks["request"].append(_end_in_time)
     return huggingface_hub.HfApi(endpoint=constants.ENDPOINT, token=False)
+
+
+def _end_in_time(request: Any) -> None:
+    """Puts a time-out where a call of the client has none, or asks for none, as many do."""
+    asked = request.extensions.get("timeout", {})
+    each = ("connect", "read", "write", "pool")
+    request.extensions["timeout"] = {key: asked.get(key) or SILENCE for key in each}
 
 
 @contextmanager
@@ -66,18 +90,39 @@ def get(id: str, ref: str, path: str, token: Token, span: str = "") -> Iterator[
         yield response
 
 
+def pieces(response: Any, id: str) -> Iterator[bytes]:
+    """The bytes of an open answer as they come. UnreachableError where they but trickle."""
+    since, came = time.monotonic(), 0
+    for piece in response.iter_bytes():
+        came += len(piece)
+        if came >= LEAST:
+            since, came = time.monotonic(), 0
+        elif time.monotonic() - since > WINDOW:
+            what = f"The Hub sends {id} too slowly (less than {LEAST / 1000:g} kB in {WINDOW:g} s)"
+            raise UnreachableError(f"{what}: try again later.")
+        yield piece
+
+
 def patiently(
     attempt: Callable[[], T], stop: threading.Event | None = None, attempts: int = ATTEMPTS
 ) -> T:
-    """What `attempt` returns, tried again where the Hub could not be reached."""
-    waiting = stop or threading.Event()
-    for failures in range(1, attempts):
+    """What `attempt` returns, tried again where the Hub could not be reached or asks to wait."""
+    waiting, failures = stop or threading.Event(), 0
+    while True:
         try:
             return attempt()
-        except UnreachableError:
-            if waiting.wait(PAUSE * 2 ** (failures - 1)):
+        except (UnreachableError, LimitError) as error:
+            failures += 1
+            if waiting.wait(pause(error, failures, attempts)):
                 raise CancelledError from None
-    return attempt()
+
+
+def pause(error: MergeError, failures: int, attempts: int, longest: float = SHORT) -> float:
+    """Seconds to wait after so many failures; raises `error` if it is time to give up."""
+    seconds = (error.seconds if isinstance(error, LimitError) else 0) or 0
+    if failures >= attempts or seconds > longest:
+        raise error
+    return float(seconds + PAUSE * 2 ** (failures - 1))
 
 
 @contextmanager
@@ -96,10 +141,11 @@ def plainly(id: str, ref: str) -> Iterator[None]:
 
 
 def _refusal(error: HfHubHTTPError, id: str, ref: str) -> MergeError:
-    status, seconds = error.response.status_code, re.search(r"Retry after (\d+)", str(error))
-    when = f"in {seconds[1]} s" if seconds else "in a few minutes"
-    login = "log in with a token that may read it"
-    if status >= 500:
+    status, login = error.response.status_code, "log in with a token that may read it"
+    if status == 429:
+        return LimitError(_wait(error.response.headers))
+    # where files are stored knows no users: a refusal there is a link that has expired
+    if status >= 500 or not str(error.response.url).startswith(constants.ENDPOINT):
         return UnreachableError(f"The Hub fails on {id} (error {status}): try again in a minute.")
     said: dict[str | int, str] = {
         "GatedRepoError": f"{id} is gated: accept its terms on huggingface.co/{id}, then {login}.",
@@ -108,9 +154,25 @@ def _refusal(error: HfHubHTTPError, id: str, ref: str) -> MergeError:
         "DisabledRepoError": f"{id} is disabled on the Hub: choose another model.",
         401: f"The Hub refuses this login on {id}, it may have expired: log in again.",
         403: f"This login may not read {id}: {login}.",
-        429: f"The Hub's rate limit is reached: try again {when}, or log in.",
     }
     other = f"The Hub answers {status} on {id} ({error.server_message}): choose another revision."
     kind = type(error).__name__
-    sort = LoginError if status == 401 and kind not in said else MergeError
+    sort = MergeError
+    if kind in ("GatedRepoError", "RepositoryNotFoundError") or status == 403:
+        sort = AccessError
+    elif status == 401:
+        sort = LoginError
     return sort(said.get(kind) or said.get(status) or other)
+
+
+def _wait(headers: Mapping[str, str]) -> float | None:
+    """The seconds after which the Hub may be asked again, if it says."""
+    if told := re.search(r"\br=0;\s*t=(\d+)", headers.get("RateLimit", "")):
+        return float(told[1])
+    after = headers.get("Retry-After", "")
+    if after.isdecimal():
+        return float(after)
+    try:
+        return max(0.0, (parsedate_to_datetime(after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # not a date, or one without a zone
+        return None

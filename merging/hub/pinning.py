@@ -6,7 +6,7 @@ from functools import cache
 
 from huggingface_hub import constants
 
-from merging.errors import MergeError
+from merging.errors import AccessError, MergeError
 from merging.hub.cache import cached_repo, not_cached
 from merging.hub.client import LoginError, Token, UnreachableError, api, get, patiently, plainly
 from merging.hub.repo import COMMIT, File, Repo, check_names
@@ -30,7 +30,7 @@ def pin(id: str, revision: str | None = None, *, token: Token = False) -> Repo:
         return _known(id, ref, token)
     except UnreachableError as lost:
         if copy and copy.gated:
-            raise MergeError(f"{lost} {id} is cached but gated: access must be checked.") from lost
+            raise AccessError(f"{lost} {id} is cached but gated: access must be checked.") from lost
         if copy:
             return copy
         raise

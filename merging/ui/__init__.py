@@ -4,8 +4,7 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -14,8 +13,10 @@ from starlette.middleware import Middleware
 from merging.sources import APP
 from merging.ui import asking, choosing, look
 from merging.ui.api import LIMIT, endpoints
+from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
 from merging.ui.limits import RequestCap
+from merging.ui.visitor import visitor
 from merging.yaml_text import MAX_BYTES
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -36,15 +37,15 @@ def build() -> gr.Blocks:
     """The whole page. Launch it with `LAUNCH`."""
     with gr.Blocks(title="Merge playground", analytics_enabled=False) as blocks:
 
-        def folders() -> bool:
+        def private() -> bool:
             return is_private(blocks)
 
-        page = layout(folders)
+        page = layout(private)
         _forming(page)
         _running(page)
         _showing(page)
         _remembering(blocks, page)
-        endpoints(folders)
+        endpoints(private)
     blocks.queue(max_size=64, default_concurrency_limit=8)
     return blocks
 
@@ -62,7 +63,7 @@ def _forming(page: Page) -> None:
     _on(page.preset.input, choosing.choose_preset, page, {page.preset}, page.filled(), **last)
     _on(buttons["swap"].click, choosing.swap, page, form, page.filled())
     _on(buttons["use"].click, choosing.use_recipe, page, {page.recipe}, page.filled())
-    _on(buttons["check"].click, choosing.check, page, {page.recipe}, {page.notes})
+    _on(buttons["check"].click, choosing.check, page, {page.recipe}, page.checked())
     for variant in page.form.variants.values():
         _on(variant.input, choosing.change_variant, page, form, page.filled(), **last)
     for picker in (*page.form.pickers.values(), page.form.method):
@@ -80,7 +81,7 @@ def _running(page: Page) -> None:
     """Whatever reaches the device, and what stops it."""
     buttons, private = page.buttons, {"api_visibility": "private"}
     device = {**LIMIT, **private, "show_progress": "hidden"}
-    ask = partial(asking.ask, page)
+    ask = _handling(asking.ask, page)
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
                   {page.progress, *page.answered()}, **LIMIT)  # fmt: skip
     answering = gr.on(
@@ -110,10 +111,11 @@ def _showing(page: Page) -> None:
 def _remembering(blocks: gr.Blocks, page: Page) -> None:
     """Form and recipe survive a reload; a link only fills the form."""
 
-    def restore(values: Any, request: gr.Request) -> Iterator[Any]:
+    def restore(values: Any, login: gr.OAuthToken | None, request: gr.Request) -> Iterator[Any]:
         kept = values[page.kept] or {}
         text = _linked(request) or kept.get("recipe") or page.presets[0].text
-        yield from choosing.restore(page, text, kept.get("options") or [])
+        who = visitor(page.private(), login)
+        yield from choosing.restore(page, who, text, kept.get("options") or [])
 
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
     loaded = blocks.load(restore, {page.kept}, {*page.filled(), *page.options()}, **hidden)
@@ -138,7 +140,17 @@ def _linked(request: gr.Request) -> str | None:
 
 
 def _on(
-    trigger: Any, handler: Any, page: Page, inputs: set[Any], outputs: set[Any], **options: Any
+    trigger: Any, handler: Handler, page: Page, inputs: set[Any], outputs: set[Any], **options: Any
 ) -> Any:
     options = {"show_progress": "hidden", "api_visibility": "private"} | options
-    return trigger(partial(handler, page), inputs, outputs, **options)
+    return trigger(_handling(handler, page), inputs, outputs, **options)
+
+
+def _handling(handler: Handler, page: Page) -> Callable[[Any, gr.OAuthToken | None], Any]:
+    """A handler as gradio calls it: with the inputs' values, and the visitor's login if any."""
+
+    def handle(values: Any, login: gr.OAuthToken | None) -> Iterator[Updates]:
+        pins = values.get(page.pins)
+        yield from handler(page, visitor(page.private(), login, pins), values)
+
+    return handle

@@ -4,50 +4,56 @@ The same limits and the same rules about folders hold as on the page.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial, wraps
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import gradio as gr
 
 from merging import gpu
 from merging.chat import Question, Reply
-from merging.errors import MergeError
+from merging.errors import AccessError, MergeError
 from merging.merge import Progress
 from merging.plan import plan
 from merging.recipe import Recipe
-from merging.sources import open_source
 from merging.ui import jobs
+from merging.ui.visitor import Visitor, visitor
 
 LIMIT = {"concurrency_id": "device", "concurrency_limit": 4}
 
 
-def endpoints(folders: Callable[[], bool]) -> None:
-    """Add the endpoints to the Blocks at hand; `folders` says whether local folders are allowed."""
+def endpoints(private: Callable[[], bool]) -> None:
+    """Add the endpoints to the Blocks at hand; `private`: this machine alone can reach them."""
 
-    def check(recipe: str) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
+    def check(recipe: str, login: gr.OAuthToken | None) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
         """The plan of a recipe in YAML: {"ok", "notes", "columns", …}. Reads no weights."""
-        return _check(recipe, folders())
+        return _check(recipe, visitor(private(), login))
 
-    def merge(recipe: str) -> dict:  # type: ignore[type-arg,misc]  # a stream of dicts to gradio
+    def merge(recipe: str, login: gr.OAuthToken | None) -> dict:  # type: ignore[type-arg,misc]  # a stream of dicts to gradio
         """Merge: progress, then {"merge": id, "recipe": pinned YAML, "seconds", "sanity"}."""
-        yield from _merge(recipe, folders())
+        yield from _merge(recipe, visitor(private(), login))
 
     def chat(  # type: ignore[misc]  # a stream of dicts to gradio
-        merge: str, message: str, max_new_tokens: int = 256, temperature: float = 0.0, seed: int = 0
+        merge: str,
+        message: str,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        login: gr.OAuthToken | None = None,
     ) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
         """Ask a merge (its id, or a pinned recipe) and its parents: {column: text}, growing."""
         question = Question({}, max_new_tokens, temperature, seed)
-        yield from _chat(merge, message, question, folders())
+        yield from _chat(merge, message, question, visitor(private(), login))
 
     gr.api(check, api_name="check", concurrency_limit=8)
     gr.api(_plainly(merge), api_name="merge", **LIMIT)
     gr.api(_plainly(chat), api_name="chat", **LIMIT)
 
 
-def _check(text: str, folders: bool) -> dict[str, Any]:
+def _check(text: str, who: Visitor) -> dict[str, Any]:
     try:
         recipe = Recipe.from_yaml(text)
-        decided = plan(recipe, find=partial(open_source, folders=folders))
+        decided = plan(recipe, find=who.find)
     except MergeError as error:
         return {"ok": False, "notes": [{"level": "red", "text": str(error)}], "columns": []}
     return {
@@ -61,16 +67,16 @@ def _check(text: str, folders: bool) -> dict[str, Any]:
     }
 
 
-def _merge(text: str, folders: bool) -> Iterator[dict[str, Any]]:
+def _merge(text: str, who: Visitor) -> Iterator[dict[str, Any]]:
     recipe = Recipe.from_yaml(text)
-    making = jobs.make(recipe, folders=folders)
+    making = jobs.make(recipe, who)
     try:
         while True:
             yield _progress(next(making))
     except StopIteration as end:
         made, job = end.value
     jobs.keep(made)
-    for event in gpu.run(job):
+    for event in jobs.run(job):
         if isinstance(event, Progress):
             yield _progress(event)
         elif isinstance(event, gpu.Merged):
@@ -91,24 +97,37 @@ def _progress(at: Any) -> dict[str, Any]:
     }
 
 
-def _chat(merge: str, message: str, options: Question, folders: bool) -> Iterator[dict[str, str]]:
-    names: tuple[str, ...] | None = None
-    if isinstance(merge, str) and merge.strip().isalnum():
-        merge, names = jobs.kept(merge.strip())
-    recipe = Recipe.from_yaml(merge)
-    made, _ = _end(jobs.make(recipe, folders=folders))
-    columns = zip(names or made.columns, recipe.listed(), strict=True)
-    places = _end(jobs.at_hand(dict(columns), folders=folders))
-    asked = list(places)
-    texts = dict.fromkeys([*asked, gpu.MERGED], "")
+def _chat(merge: str, message: str, options: Question, who: Visitor) -> Iterator[dict[str, str]]:
+    job = _job(merge, who)
+    texts = dict.fromkeys(job.columns, "")
     said = ({"role": "user", "content": message},)
     question = Question(
         dict.fromkeys(texts, said), options.max_new_tokens, options.temperature, options.seed
     )
-    for event in jobs.ask(question, places, made):
+    for event in jobs.run(replace(job, question=question)):
         if isinstance(event, Reply):
             texts[event.column] = event.text
             yield dict(texts)
+
+
+def _job(merge: str, who: Visitor) -> gpu.Job:
+    """The job of asking a merge, by its id or its recipe, and its parents."""
+    names: tuple[str, ...] | None = None
+    known = isinstance(merge, str) and merge.strip().isalnum()
+    if known:
+        merge, names = jobs.kept(merge.strip())
+    recipe = Recipe.from_yaml(merge)
+    try:
+        made, _ = _end(jobs.make(recipe, who))
+        columns = zip(names or made.columns, recipe.listed(), strict=True)
+        job: gpu.Job = _end(jobs.job_of(dict(columns), made, who))
+    except AccessError as error:
+        if known:  # an id is no secret, the models' names may be
+            raise MergeError(
+                "This merge is made of a model that you may not read: log in as one who may."
+            ) from error
+        raise
+    return job
 
 
 def _end(steps: Any) -> Any:

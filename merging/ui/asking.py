@@ -16,17 +16,18 @@ from merging.ui import jobs, look
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.layout import Page, Visit
+from merging.ui.visitor import Visitor
 
 
 @shows_errors("progress")
-def merge(page: Page, values: Values) -> Iterator[Updates]:
+def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fetch, merge, and let the merged column answer the last question again."""
     visit: Visit = values[page.visit]
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {page.progress: look.bar(0, "Reading headers")}
-    made, job = yield from _progress(page, jobs.make(recipe, folders=page.folders()))
+    made, job = yield from _progress(page, jobs.make(recipe, visitor))
     jobs.keep(made)
-    for event in gpu.run(job):
+    for event in jobs.run(job):
         if isinstance(event, Progress):
             yield {page.progress: look.progress(event)}
         elif isinstance(event, gpu.Merged):
@@ -36,47 +37,50 @@ def merge(page: Page, values: Values) -> Iterator[Updates]:
     column = page.columns[gpu.MERGED]
     yield {page.visit: visit, column.head: head, column.chat: []}
     if values[page.again] and visit.asked:
-        yield from _asked(page, {**values, page.visit: visit}, visit.asked, (gpu.MERGED,))
+        said = {**values, page.visit: visit}
+        yield from _asked(page, visitor, said, visit.asked, (gpu.MERGED,))
 
 
 @shows_errors("status")
-def ask(page: Page, values: Values) -> Iterator[Updates]:
+def ask(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Put one question to all columns."""
     question = (values[page.question] or "").strip()
     if not question:
         raise MergeError("The question is empty: write something to ask.")
     yield {page.status: "", page.question: ""}
     try:
-        yield from _asked(page, values, question, SLOTS)
+        yield from _asked(page, visitor, values, question, SLOTS)
     except MergeError:
         yield {page.question: question}  # what was typed is not lost
         raise
 
 
 @shows_errors("status")
-def retry(page: Page, values: Values) -> Iterator[Updates]:
+def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Ask the last question once more, in place of its answers."""
     visit: Visit = values[page.visit]
     if not visit.asked:
         raise MergeError("There is nothing to retry yet: ask something first.")
     said = {slot: _before(messages, visit.asked) for slot, messages in visit.said.items()}
     values = {**values, page.visit: replace(visit, said=said)}
-    yield from _asked(page, values, visit.asked, SLOTS)
+    yield from _asked(page, visitor, values, visit.asked, SLOTS)
 
 
-def clear(page: Page, values: Values) -> Updates:
+def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
     empty: Updates = {c.chat: [] for c in page.columns.values()}
     visit: Visit = values[page.visit]
-    return empty | {page.visit: replace(visit, said={}, asked=""), page.status: ""}
+    yield empty | {page.visit: replace(visit, said={}, asked=""), page.status: ""}
 
 
-def _asked(page: Page, values: Values, text: str, slots: tuple[str, ...]) -> Iterator[Updates]:
+def _asked(
+    page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
+) -> Iterator[Updates]:
     visit: Visit = values[page.visit]
     names = _names(page, values)
     made = visit.made if gpu.MERGED in slots else None
     slots = tuple(s for s in slots if s in names or (s == gpu.MERGED and made))
     parents = {slot: names[slot] for slot in slots if slot != gpu.MERGED}
-    models = yield from _progress(page, jobs.at_hand(parents, folders=page.folders()), "status")
+    job = yield from _progress(page, jobs.job_of(parents, made, visitor), "status")
     asked = {"role": "user", "content": text}
     same = [slot for slot in slots if slot == gpu.MERGED or visit.models.get(slot) == names[slot]]
     said = {slot: (*(visit.said.get(slot, ()) if slot in same else ()), asked) for slot in slots}
@@ -92,7 +96,7 @@ def _asked(page: Page, values: Values, text: str, slots: tuple[str, ...]) -> Ite
         page.columns[slot].chat: list(said[slot]) for slot in slots
     }
     titles = {**names, gpu.MERGED: made.title if made else ""}
-    for event in jobs.ask(question, models, made):
+    for event in jobs.run(replace(job, question=question)):
         if isinstance(event, Reply):
             visit, updates = _replied(page, visit, said, titles, event)
             yield updates

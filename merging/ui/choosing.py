@@ -4,7 +4,7 @@ Every handler takes the page and the values of its inputs, by component, and giv
 """
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -12,64 +12,64 @@ import gradio as gr
 from merging.errors import MergeError
 from merging.plan import plan
 from merging.recipe import Recipe
-from merging.sources import open_source
 from merging.ui import form as forms
 from merging.ui import look
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.layout import Page
 from merging.ui.presets import Preset
+from merging.ui.visitor import Visitor
 
 
 @shows_errors("notes")
-def choose_preset(page: Page, values: Values) -> Iterator[Updates]:
+def choose_preset(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     preset = next(p for p in page.presets if p.key == values[page.preset])
     yield _filled(page, preset.text) | _offer(page, preset)
-    yield from _checked(page, preset.text)
+    yield from _checked(page, visitor, preset.text)
 
 
-def restore(page: Page, text: str, options: list[Any]) -> Iterator[Updates]:
+def restore(page: Page, visitor: Visitor, text: str, options: list[Any]) -> Iterator[Updates]:
     """Show what the browser kept, or what a link brought; the first preset if it is no recipe."""
     try:
         key = _preset_of(page, text)
     except MergeError as error:
-        yield from restore(page, page.presets[0].text, options)
+        yield from restore(page, visitor, page.presets[0].text, options)
         yield {page.notes: look.failure(f"The recipe kept or linked is none: {error}")}
         return
     if key:
         yield {page.preset: key}
-        yield from choose_preset(page, {page.preset: key})
+        yield from choose_preset(page, visitor, {page.preset: key})
     else:
         yield {page.recipe: text, page.preset: None}
-        yield from open_recipe(page, {page.recipe: text})
+        yield from open_recipe(page, visitor, {page.recipe: text})
     if options:
         yield dict(zip(page.options(), options, strict=False))
 
 
 @shows_errors("recipe_status")
-def use_recipe(page: Page, values: Values) -> Iterator[Updates]:
+def use_recipe(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fill the form from pasted YAML. Nothing is fetched: the check waits for a click."""
-    yield from _used(page, values[page.recipe] or "")
+    yield from _used(page, visitor, values[page.recipe] or "")
 
 
 @shows_errors("notes")
-def open_recipe(page: Page, values: Values) -> Iterator[Updates]:
+def open_recipe(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """The same, with an error where somebody looks who has unfolded nothing yet."""
-    yield from _used(page, values[page.recipe] or "")
+    yield from _used(page, visitor, values[page.recipe] or "")
 
 
-def _used(page: Page, text: str) -> Iterator[Updates]:
+def _used(page: Page, visitor: Visitor, text: str) -> Iterator[Updates]:
     yield _filled(page, text) | {page.preset: None, page.recipe_status: look.hint("Recipe in use.")}
-    yield from _checked(page, text, local=True)
+    yield from _checked(page, visitor, text, local=True)
 
 
 @shows_errors("notes")
-def change_form(page: Page, values: Values) -> Iterator[Updates]:
+def change_form(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
     """A control moved: the recipe follows."""
     yield _rewritten(page, values)
 
 
 @shows_errors("notes")
-def change_models(page: Page, values: Values) -> Iterator[Updates]:
+def change_models(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Other models or another method: the recipe follows, and is checked."""
     updates = _rewritten(page, values)
     three = bool(values[page.form.pickers["c"]])
@@ -79,19 +79,19 @@ def change_models(page: Page, values: Values) -> Iterator[Updates]:
     name = values[page.form.method]
     updates |= forms.show_method(page.form, name, page.form.variant(name, values), three)
     yield updates | _titled(page, values)
-    yield from _checked(page, updates[page.recipe])
+    yield from _checked(page, visitor, updates[page.recipe])
 
 
 @shows_errors("notes")
-def change_variant(page: Page, values: Values) -> Iterator[Updates]:
+def change_variant(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Another definition of the method: controls that it has no use for are switched off."""
     text = _rewritten(page, values)[page.recipe]
     yield _filled(page, text)
-    yield from _checked(page, text)
+    yield from _checked(page, visitor, text)
 
 
 @shows_errors("notes")
-def swap(page: Page, values: Values) -> Iterator[Updates]:
+def swap(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     a, b = (page.form.pickers[slot] for slot in ("a", "b"))
     turned = {**values, a: values[b], b: values[a]}
     for (method, name, slot), control in page.form.controls.items():
@@ -100,17 +100,17 @@ def swap(page: Page, values: Values) -> Iterator[Updates]:
             turned |= {control: values[other], other: values[control]}
     text = _rewritten(page, turned)[page.recipe]
     yield _filled(page, text) | {page.preset: None}
-    yield from _checked(page, text)
+    yield from _checked(page, visitor, text)
 
 
 @shows_errors("notes")
-def check(page: Page, values: Values) -> Iterator[Updates]:
-    yield from _checked(page, values[page.recipe])
+def check(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    yield from _checked(page, visitor, values[page.recipe])
 
 
-def fold_base(page: Page, values: Values) -> Updates:
+def fold_base(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
     shown = bool(values[page.show_base] and values[page.form.pickers["base"]])
-    return {page.columns["base"].box: gr.update(visible=shown)}
+    yield {page.columns["base"].box: gr.update(visible=shown)}
 
 
 def _preset_of(page: Page, text: str) -> str | None:
@@ -147,12 +147,13 @@ def _offer(page: Page, preset: Preset) -> Updates:
     return {page.why: look.hint(preset.why), page.examples: gr.Dataset(samples=questions)}
 
 
-def _checked(page: Page, text: str, *, local: bool = False) -> Iterator[Updates]:
-    """The plan's notes. `local`: only if that needs no network."""
+def _checked(page: Page, visitor: Visitor, text: str, *, local: bool = False) -> Iterator[Updates]:
+    """The plan's notes, and the commits that it pinned. `local`: only if that needs no network."""
     recipe = Recipe.from_yaml(text)
     if local and not all(name.startswith("assets/demo/") for name in recipe.names()):
         yield {page.notes: look.hint("Not checked yet: press Check, or Merge.")}
         return
     yield {page.notes: look.hint("Checking …")}
-    decided = plan(recipe, find=partial(open_source, folders=page.folders()))
-    yield {page.notes: look.notes(decided.notes)}
+    decided = plan(recipe, find=replace(visitor, pins={}).find)
+    pins = dict(zip(recipe.names(), decided.recipe.names(), strict=True))
+    yield {page.notes: look.notes(decided.notes), page.pins: pins}

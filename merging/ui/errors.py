@@ -7,6 +7,7 @@ from typing import Any
 from merging.errors import MergeError
 from merging.ui import look
 from merging.ui.layout import Page
+from merging.ui.visitor import Visitor
 
 Values = Mapping[Any, Any]
 """What a handler is given: its inputs' values by component."""
@@ -14,14 +15,18 @@ Updates = dict[Any, Any]
 """What a handler gives: new values by component."""
 
 
-def shows_errors(where: str) -> Callable[[Any], Any]:
+Handler = Callable[[Page, Visitor, Values], Iterator[Updates]]
+"""What the page does at an event, for one visitor."""
+
+
+def shows_errors(where: str) -> Callable[[Handler], Handler]:
     """Turn a MergeError into a sentence that stays in the page's `where`; bugs pass through."""
 
-    def decorate(handler: Callable[[Page, Values], Iterator[Updates]]) -> Any:
+    def decorate(handler: Handler) -> Handler:
         @wraps(handler)
-        def shown(page: Page, values: Values) -> Iterator[Updates]:
+        def shown(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
             try:
-                yield from handler(page, values)
+                yield from handler(page, visitor, values)
             except MergeError as error:
                 yield {getattr(page, where): look.failure(str(error))}
 

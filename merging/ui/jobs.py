@@ -8,48 +8,50 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 from merging import gpu
-from merging.chat import Question
 from merging.errors import MergeError
 from merging.merge import Progress, fetched
 from merging.plan import plan
 from merging.recipe import Recipe
-from merging.sources import fetch, open_source
+from merging.sources import fetch
+from merging.ui.visitor import Visitor
 
 COLUMNS = "# columns: "
 
 
 @dataclass(frozen=True)
 class Made:
-    """A merge that can be asked, and made again anywhere: its recipe is pinned."""
+    """A merge that can be asked, and made again anywhere: its recipe is pinned.
+
+    `columns` are its models as they were written, `parents` all its models as pinned.
+    """
 
     identity: str
     recipe: str
     title: str
     columns: tuple[str, ...]
-    parents: tuple[gpu.Place, ...]
+    parents: tuple[str, ...]
 
 
-def make(recipe: Recipe, *, folders: bool) -> Generator[gpu.Event, None, tuple[Made, gpu.Job]]:
+def make(recipe: Recipe, visitor: Visitor) -> Generator[gpu.Event, None, tuple[Made, gpu.Job]]:
     """Plan, and fetch the parents; returns the merge and the job that carries it out."""
-    decided = yield from fetched(plan(recipe, find=partial(open_source, folders=folders)))
-    job = gpu.merge_job(decided)
-    pinned = decided.recipe.to_yaml()
-    made = Made(decided.identity, pinned, decided.method.title, decided.columns, job.parents)
-    return made, job
+    decided = yield from fetched(plan(recipe, find=visitor.find), token=visitor.token)
+    pinned = decided.recipe
+    title, parents = decided.method.title, tuple(dict.fromkeys(pinned.names()))
+    made = Made(decided.identity, pinned.to_yaml(), title, decided.columns, parents)
+    return made, gpu.merge_job(decided)
 
 
 def at_hand(
-    models: Mapping[str, str], *, folders: bool
+    models: Mapping[str, str], visitor: Visitor
 ) -> Generator[Progress, None, dict[str, gpu.Place]]:
-    """Fetch models that are to be asked; returns where each column's lies."""
+    """Fetch models that are to be used, each checked for the visitor; returns where they lie."""
     places = {}
     for column, model in models.items():
-        steps = fetch(open_source(model, folders=folders))
+        steps = fetch(visitor.find(model), token=visitor.token)
         try:
             while True:
                 at = next(steps)
@@ -60,17 +62,27 @@ def at_hand(
     return places
 
 
-def ask(
-    question: Question, models: Mapping[str, gpu.Place], made: Made | None
-) -> Iterator[gpu.Event]:
-    """Ask parents by column, and the merge under the column that `question` has for it."""
-    columns = {column: place.name for column, place in models.items()}
-    job = gpu.Job(tuple(set(models.values())), columns=columns, question=question)
-    if made and gpu.MERGED in question.conversations:
-        job = replace(
-            job, recipe=made.recipe, identity=made.identity, parents=made.parents,
-            columns={**columns, gpu.MERGED: ""},
-        )  # fmt: skip
+def job_of(
+    models: Mapping[str, str], made: Made | None, visitor: Visitor
+) -> Generator[Progress, None, gpu.Job]:
+    """The job of asking models by column, and a merge; only the question is lacking.
+
+    A merge may be asked by whoever may read all that it was made of, and is checked each time.
+    """
+    places = yield from at_hand(models, visitor)
+    columns = {column: place.name for column, place in places.items()}
+    job = gpu.Job(tuple(set(places.values())), columns=columns)
+    if made is None:
+        return job
+    parents = yield from at_hand({name: name for name in made.parents}, visitor)
+    return replace(
+        job, recipe=made.recipe, identity=made.identity, parents=tuple(parents.values()),
+        columns={**columns, gpu.MERGED: ""},
+    )  # fmt: skip
+
+
+def run(job: gpu.Job) -> Iterator[gpu.Event]:
+    """Have the device do a job, whose models stay in the cache meanwhile."""
     with closing(gpu.run(job)) as events:  # type: ignore[type-var]  # run is a generator
         yield from events
 

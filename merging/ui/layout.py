@@ -1,5 +1,6 @@
 """What the page holds, card by card, and the components that its events read and write."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,9 +31,13 @@ class Visit:
 
 @dataclass(frozen=True)
 class Page:
-    """Every component that an event reads or writes; `folders` says if local ones are allowed."""
+    """Every component that an event reads or writes.
 
-    folders: Callable[[], bool]
+    `private`: whether only this machine's own user can open the page; `pins` are the commits at
+    which models were checked.
+    """
+
+    private: Callable[[], bool]
     presets: tuple[Preset, ...]
     preset: gr.Radio
     why: gr.HTML
@@ -54,6 +59,7 @@ class Page:
     recipe_status: gr.HTML
     buttons: Mapping[str, gr.Button]
     visit: gr.State
+    pins: gr.State
     kept: gr.BrowserState
 
     def options(self) -> list[Any]:
@@ -64,7 +70,7 @@ class Page:
     def asking(self) -> set[Any]:
         """Inputs of whatever asks models."""
         pickers = self.form.pickers.values()
-        return {self.visit, self.recipe, self.question, *pickers, *self.options()}
+        return {self.visit, self.pins, self.recipe, self.question, *pickers, *self.options()}
 
     def answered(self) -> set[Any]:
         """Outputs of whatever asks models."""
@@ -74,15 +80,22 @@ class Page:
     def filled(self) -> set[Any]:
         """Outputs of whatever fills the form from a recipe."""
         heads = {c.head for c in self.columns.values()} | {self.columns["c"].box}
-        texts = {self.recipe, self.preset, self.notes, self.recipe_status, self.why, self.examples}
-        return {*self.form.outputs(), *heads, *texts}
+        texts = {self.recipe, self.preset, self.recipe_status, self.why, self.examples}
+        return {*self.form.outputs(), *heads, *texts, *self.checked()}
+
+    def checked(self) -> set[Any]:
+        """Outputs of whatever checks a recipe."""
+        return {self.notes, self.pins}
 
 
-def layout(folders: Callable[[], bool]) -> Page:
+def layout(private: Callable[[], bool]) -> Page:
     """The page, top to bottom, inside the Blocks at hand."""
     known = presets()
     buttons: dict[str, gr.Button] = {}
-    gr.HTML(look.HEAD)
+    with gr.Row(elem_classes=["head-row"]):
+        gr.HTML(look.HEAD)
+        if can_sign_in():
+            gr.LoginButton("Sign in", size="sm", scale=0, min_width=120, elem_id="sign-in")
     with gr.Row(elem_classes=["cards"]):
         with gr.Column(elem_classes=["card"], min_width=320, scale=6):
             parts, pickers = _choose(known, buttons)
@@ -96,8 +109,14 @@ def layout(folders: Callable[[], bool]) -> Page:
         parts |= _recipe(known[0], buttons)
     kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
     return Page(
-        folders=folders, presets=known, buttons=buttons, visit=gr.State(Visit()), kept=kept, **parts
+        private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
+        pins=gr.State({}), kept=kept, **parts,
     )  # fmt: skip
+
+
+def can_sign_in() -> bool:
+    """On a Space whose owner has switched it on; elsewhere gradio's button would be a mock."""
+    return all(os.environ.get(name) for name in ("SPACE_ID", "OAUTH_CLIENT_ID"))
 
 
 def _small(name: str, label: str) -> gr.Button:

@@ -11,7 +11,7 @@ import gradio as gr
 
 from merging.chat import Reply
 from merging.merge import Progress
-from merging.plan import Note
+from merging.notes import Note
 
 MARKS = {"base": "○", "a": "◆", "b": "●", "c": "▲", "merged": "✦"}
 EMBEDDED = {"assets/demo/base": "Mini", "assets/demo/a": "Ada", "assets/demo/b": "Bruno"}

@@ -1,0 +1,39 @@
+"""Who is asking, and which models that lets them use; it knows no recipes and no components.
+
+A visitor's token is taken from their own session at each event, and goes to the Hub alone: it is
+kept in no state, no job, no file and no link.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import gradio as gr
+
+from merging import hub
+from merging.sources import Source, open_source
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """`token` may read what the visitor may; `folders`: whether local ones may be named.
+
+    `pins` are the commits at which models were checked, by their names as written.
+    """
+
+    token: hub.Token = field(default=False, repr=False)
+    folders: bool = False
+    pins: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, name: str) -> Source:
+        """A model, checked anew for this visitor. Raises MergeError, like `open_source`."""
+        name = self.pins.get(name, name)
+        return open_source(name, folders=self.folders, token=self.token)
+
+
+def visitor(
+    private: bool, login: gr.OAuthToken | None, pins: Mapping[str, str] | None = None
+) -> Visitor:
+    """The machine's own login and folders serve its own user alone (`private`), nobody else."""
+    if private:
+        return Visitor(hub.own_login(), True, pins or {})
+    return Visitor(login.token if login else False, False, pins or {})
