@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -15,7 +16,7 @@ from merging.ui import asking, choosing, look
 from merging.ui.api import LIMIT, endpoints
 from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
-from merging.ui.limits import RequestCap
+from merging.ui.limits import OwnPage, RequestCap
 from merging.ui.visitor import visitor
 from merging.yaml_text import MAX_BYTES
 
@@ -28,7 +29,7 @@ LAUNCH: dict[str, Any] = {
     "ssr_mode": False,  # a second server in Node, of no use here
     "run_history": False,  # answers would stay in a shared browser
     "max_file_size": "1mb",
-    "app_kwargs": {"middleware": [Middleware(RequestCap)]},
+    "app_kwargs": {"middleware": [Middleware(RequestCap), Middleware(OwnPage)]},
 }
 """What `launch` needs beside the page. No port and no host: the environment's hold."""
 
@@ -37,8 +38,8 @@ def build() -> gr.Blocks:
     """The whole page. Launch it with `LAUNCH`."""
     with gr.Blocks(title="Merge playground", analytics_enabled=False) as blocks:
 
-        def private() -> bool:
-            return is_private(blocks)
+        def private(request: gr.Request) -> bool:
+            return is_private(blocks, request)
 
         page = layout(private)
         _forming(page)
@@ -50,10 +51,16 @@ def build() -> gr.Blocks:
     return blocks
 
 
-def is_private(blocks: gr.Blocks) -> bool:
-    """Whether only this machine's own user can reach the app, by the address really bound."""
+def is_private(blocks: gr.Blocks, request: gr.Request) -> bool:
+    """Whether only this machine's own user can ask this, by the address really bound.
+
+    The name that was asked for must be this machine's as well: a proxy here serves strangers, and
+    a stranger's name can be made to mean 127.0.0.1.
+    """
     bound = getattr(blocks, "server_name", None)
-    return bound in LOOPBACK and not blocks.share and not os.environ.get("SPACE_ID")
+    asked = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    here = bound in LOOPBACK and asked in LOOPBACK
+    return here and not blocks.share and not os.environ.get("SPACE_ID")
 
 
 def _forming(page: Page) -> None:
@@ -114,7 +121,7 @@ def _remembering(blocks: gr.Blocks, page: Page) -> None:
     def restore(values: Any, login: gr.OAuthToken | None, request: gr.Request) -> Iterator[Any]:
         kept = values[page.kept] or {}
         text = _linked(request) or kept.get("recipe") or page.presets[0].text
-        who = visitor(page.private(), login)
+        who = visitor(page.private(request), login)
         yield from choosing.restore(page, who, text, kept.get("options") or [])
 
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
@@ -146,11 +153,11 @@ def _on(
     return trigger(_handling(handler, page), inputs, outputs, **options)
 
 
-def _handling(handler: Handler, page: Page) -> Callable[[Any, gr.OAuthToken | None], Any]:
+def _handling(handler: Handler, page: Page) -> Callable[..., Iterator[Updates]]:
     """A handler as gradio calls it: with the inputs' values, and the visitor's login if any."""
 
-    def handle(values: Any, login: gr.OAuthToken | None) -> Iterator[Updates]:
-        pins = values.get(page.pins)
-        yield from handler(page, visitor(page.private(), login, pins), values)
+    def handle(values: Any, login: gr.OAuthToken | None, request: gr.Request) -> Iterator[Updates]:
+        who = visitor(page.private(request), login, values.get(page.pins))
+        yield from handler(page, who, values)
 
     return handle

@@ -22,28 +22,29 @@ from merging.ui.visitor import Visitor, visitor
 LIMIT = {"concurrency_id": "device", "concurrency_limit": 4}
 
 
-def endpoints(private: Callable[[], bool]) -> None:
+def endpoints(private: Callable[[gr.Request], bool]) -> None:
     """Add the endpoints to the Blocks at hand; `private`: this machine alone can reach them."""
 
-    def check(recipe: str, login: gr.OAuthToken | None) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
+    def check(recipe: str, login: gr.OAuthToken | None, request: gr.Request) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
         """The plan of a recipe in YAML: {"ok", "notes", "columns", …}. Reads no weights."""
-        return _check(recipe, visitor(private(), login))
+        return _check(recipe, visitor(private(request), login))
 
-    def merge(recipe: str, login: gr.OAuthToken | None) -> dict:  # type: ignore[type-arg,misc]  # a stream of dicts to gradio
+    def merge(recipe: str, login: gr.OAuthToken | None, request: gr.Request) -> dict:  # type: ignore[type-arg,misc]  # a stream of dicts to gradio
         """Merge: progress, then {"merge": id, "recipe": pinned YAML, "seconds", "sanity"}."""
-        yield from _merge(recipe, visitor(private(), login))
+        yield from _merge(recipe, visitor(private(request), login))
 
-    def chat(  # type: ignore[misc]  # a stream of dicts to gradio
+    def chat(  # type: ignore[misc]  # noqa: PLR0913  # a stream of dicts; five by contract, two gradio's
         merge: str,
         message: str,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
         login: gr.OAuthToken | None = None,
+        request: gr.Request = None,  # always given, after the contract's defaults
     ) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
         """Ask a merge (its id, or a pinned recipe) and its parents: {column: text}, growing."""
         question = Question({}, max_new_tokens, temperature, seed)
-        yield from _chat(merge, message, question, visitor(private(), login))
+        yield from _chat(merge, message, question, visitor(private(request), login))
 
     gr.api(check, api_name="check", concurrency_limit=8)
     gr.api(_plainly(merge), api_name="merge", **LIMIT)

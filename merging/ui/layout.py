@@ -37,7 +37,7 @@ class Page:
     which models were checked.
     """
 
-    private: Callable[[], bool]
+    private: Callable[[gr.Request], bool]
     presets: tuple[Preset, ...]
     preset: gr.Radio
     why: gr.HTML
@@ -88,7 +88,7 @@ class Page:
         return {self.notes, self.pins}
 
 
-def layout(private: Callable[[], bool]) -> Page:
+def layout(private: Callable[[gr.Request], bool]) -> Page:
     """The page, top to bottom, inside the Blocks at hand."""
     known = presets()
     buttons: dict[str, gr.Button] = {}
