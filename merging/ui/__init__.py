@@ -5,18 +5,22 @@ import binascii
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.requests import Request
 
 from merging.sources import APP
-from merging.ui import asking, choosing, look
+from merging.ui import asking, choosing, finding, keeping, look
 from merging.ui.api import LIMIT, endpoints
+from merging.ui import form as forms
 from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
 from merging.ui.limits import OwnPage, RequestCap
+from merging.ui.routes import downloads
 from merging.ui.visitor import visitor
 from merging.yaml_text import MAX_BYTES
 
@@ -29,7 +33,10 @@ LAUNCH: dict[str, Any] = {
     "ssr_mode": False,  # a second server in Node, of no use here
     "run_history": False,  # answers would stay in a shared browser
     "max_file_size": "1mb",
-    "app_kwargs": {"middleware": [Middleware(RequestCap), Middleware(OwnPage)]},
+    "app_kwargs": {
+        "middleware": [Middleware(RequestCap), Middleware(OwnPage)],
+        "routes": [downloads(lambda request: is_private(request.app.blocks, request))],
+    },
 }
 """What `launch` needs beside the page. No port and no host: the environment's hold."""
 
@@ -43,7 +50,9 @@ def build() -> gr.Blocks:
 
         page = layout(private)
         _forming(page)
+        _finding(page)
         _running(page)
+        _keeping(page)
         _showing(page)
         _remembering(blocks, page)
         endpoints(private)
@@ -51,7 +60,7 @@ def build() -> gr.Blocks:
     return blocks
 
 
-def is_private(blocks: gr.Blocks, request: gr.Request) -> bool:
+def is_private(blocks: gr.Blocks, request: gr.Request | Request) -> bool:
     """Whether only this machine's own user can ask this, by the address really bound.
 
     The name that was asked for must be this machine's as well: a proxy here serves strangers, and
@@ -84,6 +93,28 @@ def _forming(page: Page) -> None:
     buttons["download"].click(None, [page.recipe], js="(text) => window.playground.download(text)")
 
 
+def _finding(page: Page) -> None:
+    """Whatever helps to find models: none of it waits behind a check or a merge."""
+    form, chips = {*page.form.inputs(), page.recipe}, page.relatives
+    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    last = {**quick, "trigger_mode": "always_last"}
+
+    def typed(at: gr.KeyUpData, login: gr.OAuthToken | None, request: gr.Request) -> Any:
+        return finding.listing(visitor(page.private(request), login), at.input_value, at.key)
+
+    say = f"() => window.playground.listed({json.dumps(forms.listed())})"
+    for slot, picker in page.form.pickers.items():
+        typing = picker.key_up(typed, None, [picker, page.found], **last)
+        typing.then(None, None, picker, js=say)
+        picker.blur(None, None, picker, js=say)
+        if slot != "base":
+            _on(picker.input, partial(finding.relatives, slot), page, form, {chips}, **last)
+    _on(chips.click, finding.take, page, {*form, chips}, page.filled())
+    _on(chips.click, finding.further, page, {*form, chips}, {chips}, **quick)
+    others = [page.preset.input, page.buttons["swap"].click, page.buttons["use"].click]
+    gr.on(others, lambda: gr.Dataset(visible=False), None, chips, **quick)
+
+
 def _running(page: Page) -> None:
     """Whatever reaches the device, and what stops it."""
     buttons, private = page.buttons, {"api_visibility": "private"}
@@ -105,6 +136,20 @@ def _running(page: Page) -> None:
     chats = {c.chat for c in page.columns.values()}
     _on(buttons["clear"].click, asking.clear, page, {page.visit},
         {page.visit, page.status, *chats}, cancels=trying)  # fmt: skip
+
+
+def _keeping(page: Page) -> None:
+    """Whatever takes a merge away: it merges on this machine's processor, one at a time."""
+    buttons, alone = page.buttons, {"concurrency_id": "keeping", "concurrency_limit": 1}
+    asked = {page.visit, page.push_name, page.push_public}
+    offered = {page.offer, page.confirm, page.kept_status}
+    making = _on(buttons["files"].click, keeping.make_files, page, {page.visit},
+                 {page.kept_status}, **alone)  # fmt: skip
+    _on(buttons["push"].click, keeping.offer_push, page, asked, offered)
+    pushing = _on(buttons["confirm"].click, keeping.confirm_push, page, {page.offer}, offered,
+                  **alone)  # fmt: skip
+    _on(buttons["cancel"].click, keeping.cancel_push, page, {page.offer}, offered)
+    buttons["stop-keeping"].click(None, cancels=[making, pushing])
 
 
 def _showing(page: Page) -> None:

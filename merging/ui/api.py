@@ -16,7 +16,7 @@ from merging.errors import AccessError, MergeError
 from merging.merge import Progress
 from merging.plan import plan
 from merging.recipe import Recipe
-from merging.ui import jobs
+from merging.ui import jobs, kept
 from merging.ui.visitor import Visitor, visitor
 
 LIMIT = {"concurrency_id": "device", "concurrency_limit": 4}
@@ -76,7 +76,7 @@ def _merge(text: str, who: Visitor) -> Iterator[dict[str, Any]]:
             yield _progress(next(making))
     except StopIteration as end:
         made, job = end.value
-    jobs.keep(made)
+    kept.keep(made)
     for event in jobs.run(job):
         if isinstance(event, Progress):
             yield _progress(event)
@@ -116,7 +116,7 @@ def _job(merge: str, who: Visitor) -> gpu.Job:
     names: tuple[str, ...] | None = None
     known = isinstance(merge, str) and merge.strip().isalnum()
     if known:
-        merge, names = jobs.kept(merge.strip())
+        merge, names = kept.recipe(merge.strip())
     recipe = Recipe.from_yaml(merge)
     try:
         made, _ = _end(jobs.make(recipe, who))

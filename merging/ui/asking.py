@@ -12,7 +12,7 @@ from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress
 from merging.recipe import Recipe
-from merging.ui import jobs, look
+from merging.ui import jobs, kept, look
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.layout import Page, Visit
@@ -26,7 +26,7 @@ def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {page.progress: look.bar(0, "Reading headers")}
     made, job = yield from _progress(page, jobs.make(recipe, visitor))
-    jobs.keep(made)
+    kept.keep(made)
     for event in jobs.run(job):
         if isinstance(event, Progress):
             yield {page.progress: look.progress(event)}

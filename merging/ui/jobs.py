@@ -3,23 +3,16 @@
 Downloads happen here, on the page's side, and never inside a GPU call.
 """
 
-import json
-import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
-from uuid import uuid4
 
 from merging import gpu
-from merging.errors import MergeError
 from merging.merge import Progress, fetched
 from merging.plan import plan
 from merging.recipe import Recipe
 from merging.sources import fetch
 from merging.ui.visitor import Visitor
-
-COLUMNS = "# columns: "
 
 
 @dataclass(frozen=True)
@@ -85,31 +78,3 @@ def run(job: gpu.Job) -> Iterator[gpu.Event]:
     """Have the device do a job, whose models stay in the cache meanwhile."""
     with closing(gpu.run(job)) as events:  # type: ignore[type-var]  # run is a generator
         yield from events
-
-
-def recipes_folder() -> Path:
-    """Where recipes are kept by identity, so that an id survives a restart."""
-    home = os.environ.get("MERGING_HOME") or Path.home() / ".cache" / "merging"
-    return Path(home) / "recipes"
-
-
-def keep(made: Made) -> None:
-    """Store a merge's pinned recipe, with its models as they were written before they were pinned.
-
-    For those who ask for the merge; asking it by its id later must not rename its columns.
-    """
-    folder = recipes_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{made.identity}.{uuid4().hex}.draft"  # others may press Merge just now
-    draft.write_text(f"{COLUMNS}{json.dumps(made.columns)}\n{made.recipe}", encoding="utf-8")
-    draft.replace(folder / f"{made.identity}.yaml")
-
-
-def kept(identity: str) -> tuple[str, tuple[str, ...]]:
-    """A merge's pinned recipe and its columns. Raises MergeError if this machine knows none."""
-    path = recipes_folder() / f"{identity}.yaml"
-    if not path.is_file():
-        raise MergeError(f"No merge {identity} is known here: send its recipe to /merge again.")
-    text = path.read_text(encoding="utf-8")
-    first = text.partition("\n")[0].removeprefix(COLUMNS)
-    return text, tuple(json.loads(first))

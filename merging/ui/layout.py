@@ -42,6 +42,8 @@ class Page:
     preset: gr.Radio
     why: gr.HTML
     form: Form
+    relatives: gr.Dataset
+    found: gr.HTML
     notes: gr.HTML
     again: gr.Checkbox
     progress: gr.HTML
@@ -57,6 +59,11 @@ class Page:
     tokens: gr.Slider
     recipe: gr.Code
     recipe_status: gr.HTML
+    push_name: gr.Textbox
+    push_public: gr.Checkbox
+    confirm: gr.Row
+    kept_status: gr.HTML
+    offer: gr.State
     buttons: Mapping[str, gr.Button]
     visit: gr.State
     pins: gr.State
@@ -107,6 +114,8 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             parts |= _settings()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
         parts |= _recipe(known[0], buttons)
+    with gr.Accordion("Keep this merge", open=False, elem_id="keep-box"):
+        parts |= _keep(buttons)
     kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
     return Page(
         private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
@@ -133,10 +142,14 @@ def _choose(
     )  # fmt: skip
     why = gr.HTML(elem_id="why")
     pickers = forms.pickers()
+    parts = {"preset": preset, "why": why, "found": gr.HTML(elem_id="found")}
+    parts["relatives"] = gr.Dataset(
+        components=[gr.Textbox(visible=False)], samples=[], visible=False, elem_id="relatives"
+    )
     with gr.Row(elem_classes=["tools"]):
         buttons["swap"] = _small("swap", "⇄ Swap A and B")
         buttons["check"] = _small("check", "Check")
-    return {"preset": preset, "why": why, "notes": gr.HTML(elem_id="notes")}, pickers
+    return parts | {"notes": gr.HTML(elem_id="notes")}, pickers
 
 
 def _merge(pickers: dict[str, gr.Dropdown], buttons: dict[str, gr.Button]) -> dict[str, Any]:
@@ -212,3 +225,32 @@ def _recipe(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         buttons["link"] = _small("link", "Copy link")
         buttons["download"] = _small("download", "Download")
     return {"recipe": recipe, "recipe_status": gr.HTML(elem_id="recipe-status")}
+
+
+def _keep(buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.hint("Download the merged model, or push it to your Hugging Face account."))
+    with gr.Row(elem_classes=["keep"]):
+        name = gr.Textbox(
+            placeholder="my-merge", label="Repo", show_label=False, container=False,
+            max_length=100, elem_id="push-name", min_width=160, scale=4,
+        )  # fmt: skip
+        public = gr.Checkbox(
+            False, label="Public", container=False, min_width=80, scale=0, elem_id="push-public"
+        )
+        buttons["push"] = gr.Button("Push …", size="sm", min_width=90, scale=0, elem_id="push")
+        buttons["files"] = gr.Button(
+            "Make files to download", size="sm", min_width=180, scale=0, elem_id="files"
+        )
+        buttons["stop-keeping"] = gr.Button(
+            "Stop", size="sm", min_width=70, scale=0, elem_id="stop-keeping"
+        )
+    status = gr.HTML(elem_id="kept-status")
+    with gr.Row(visible=False, elem_classes=["keep"]) as confirm:
+        buttons["confirm"] = gr.Button(
+            "Yes, push", variant="primary", size="sm", min_width=110, scale=0, elem_id="confirm"
+        )
+        buttons["cancel"] = gr.Button("No", size="sm", min_width=70, scale=0, elem_id="cancel")
+    return {
+        "push_name": name, "push_public": public, "confirm": confirm, "kept_status": status,
+        "offer": gr.State(None),
+    }  # fmt: skip

@@ -4,8 +4,9 @@ Whatever comes from users or models is escaped here, where it becomes HTML.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import gradio as gr
 
@@ -71,13 +72,51 @@ def bar(share: float, text: str) -> str:
 def progress(at: Progress) -> str:
     if at.stage == "wait":
         return bar(0, f"Waiting for {at.tensor}")
-    if at.stage == "fetch":
+    if at.stage in ("fetch", "push"):
         done, total = at.done / 1e9, at.total / 1e9
-        text = f"Fetching {at.tensor} · {done:.2f} of {total:.2f} GB · {1e3 * at.gb_per_s:.0f} MB/s"
+        doing = {"fetch": "Fetching", "push": "Pushing"}[at.stage]
+        text = f"{doing} {at.tensor} · {done:.2f} of {total:.2f} GB · {1e3 * at.gb_per_s:.0f} MB/s"
     else:
         text = f"Merging {at.tensor} · {at.gb_per_s:.2f} GB/s"
     left = f" · {at.seconds_left:.0f} s left" if at.seconds_left >= 1 else ""
     return bar(at.share, text + left)
+
+
+def download(path: str, size: int) -> str:
+    name = f"merge-{path.rpartition('/')[2].removesuffix('.zip')[:8]}"
+    return (
+        f'<p class="hint"><a class="get" href="{escape(path)}" download>⤓ {escape(name)}.zip</a> '
+        f"{size / 1e9:.2f} GB: weights in safetensors, config, tokenizer, recipe and card.</p>"
+    )
+
+
+def offer(
+    name: str, public: bool, size: int, licences: Mapping[str, str], closed: str | None
+) -> str:
+    """What a push would do, for its confirmation."""
+    where = "a repo that everybody can see" if public else "a private repo"
+    rows = "".join(f"<li>{_code(n)}: {escape(told)}</li>" for n, told in licences.items())
+    warning = ""
+    if len(set(licences.values())) > 1:
+        warning = "The licences differ, and each may bind this merge: read them before you share."
+    if closed:
+        warning += f" {closed} is not open to all: share only with those who have access to it."
+    warned = f'<p class="warned">{_code(warning.strip())}</p>' if warning else ""
+    return (
+        f'<div class="offer" role="alert"><p>Push <b>{size / 1e9:.2f} GB</b> to '
+        f"<b>{escape(name)}</b>, {where} of yours? Licences of its parents:</p>"
+        f"<ul>{rows}</ul>{warned}</div>"
+    )
+
+
+def pushed(name: str, url: str) -> str:
+    link = f'<a href="{escape(url)}" target="_blank" rel="noreferrer">{escape(name)}</a>'
+    return f'<p class="hint" role="status">Pushed to {link}.</p>'
+
+
+def shown(visible: bool) -> Any:
+    """An update that shows or hides a component."""
+    return gr.update(visible=visible)
 
 
 def column_head(slot: str, title: str, stats: str = "") -> str:

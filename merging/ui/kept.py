@@ -1,0 +1,95 @@
+"""What this machine keeps of merges: recipes by id, so that an id survives a restart, and files
+to be downloaded. It knows folders; who may have them is asked elsewhere.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from merging.errors import MergeError
+from merging.ui.jobs import Made
+
+COLUMNS = "# columns: "
+AT_MOST = 4
+"""Merges whose files are kept; the least recently used goes first."""
+IN_USE = 600
+"""Seconds after its last use for which a merge's files stay, whatever their number."""
+PIECE = 1 << 20
+
+
+def home() -> Path:
+    return Path(os.environ.get("MERGING_HOME") or Path.home() / ".cache" / "merging")
+
+
+def keep(made: Made) -> None:
+    """Store a merge's pinned recipe, with its models as they were written before they were pinned.
+
+    For those who ask for the merge; asking it by its id later must not rename its columns.
+    """
+    folder = home() / "recipes"
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f"{made.identity}.{uuid4().hex}.draft"  # others may press Merge just now
+    draft.write_text(f"{COLUMNS}{json.dumps(made.columns)}\n{made.recipe}", encoding="utf-8")
+    draft.replace(folder / f"{made.identity}.yaml")
+
+
+def recipe(identity: str) -> tuple[str, tuple[str, ...]]:
+    """A merge's pinned recipe and its columns. Raises MergeError if this machine knows none."""
+    path = home() / "recipes" / f"{identity}.yaml"
+    if not identity.isalnum() or not path.is_file():
+        raise MergeError(f"No merge {identity} is known here: send its recipe to /merge again.")
+    text = path.read_text(encoding="utf-8")
+    first = text.partition("\n")[0].removeprefix(COLUMNS)
+    return text, tuple(json.loads(first))
+
+
+def files(identity: str) -> Path:
+    """The folder of a merge's files, whether it is there yet or not."""
+    return home() / "merges" / identity
+
+
+def make_room() -> None:
+    """Remove the files of merges that are beyond what is kept, and what killed runs left."""
+    folder = home() / "merges"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found[AT_MOST - 1 :]:
+        if time.time() - path.stat().st_mtime > IN_USE:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def zipped(folder: Path) -> Iterator[bytes]:
+    """A folder as one ZIP file while it is read: weights hardly compress, and nothing is copied."""
+    out = _Pipe()
+    with ZipFile(out, "w", ZIP_STORED) as archive:  # type: ignore[call-overload]  # it only writes
+        for path in sorted(folder.iterdir()):
+            info = ZipInfo.from_file(path, path.name)
+            with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
+                while piece := source.read(PIECE):
+                    target.write(piece)
+                    yield out.taken()
+    yield out.taken()
+
+
+class _Pipe:
+    """A file that can only be written to, and emptied."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self.pieces.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def taken(self) -> bytes:
+        whole = b"".join(self.pieces)
+        self.pieces.clear()
+        return whole
