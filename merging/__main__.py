@@ -3,16 +3,19 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
+from merging import costs, pushing
 from merging.errors import MergeError
 from merging.figures import described, products
 from merging.hub import own_login
+from merging.hub.publish import Target
+from merging.library import budget
 from merging.merge import Progress, default_device, fetched, merge, survey
 from merging.methods import Number, methods, variants
 from merging.plan import Plan, plan
@@ -43,7 +46,9 @@ def check(given: argparse.Namespace) -> None:
     """Print what the merge would do; no weights are read."""
     decided = _plan(given)
     _print(f"{decided.method.title} of {', '.join(s.name for s in decided.sources)}")
-    for note in decided.notes:
+    device = default_device()
+    spent = costs.costs(decided, room=budget(device), device=device)
+    for note in [*decided.notes, *costs.notes(spent)]:
         _print(f"{MARKS[note.level]:>5}  {note.text}")
     _print(
         f"{len(decided.steps)} tensors, {decided.size / 1e9:.3f} GB, identity {decided.identity}"
@@ -51,19 +56,44 @@ def check(given: argparse.Namespace) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Merge into a folder."""
+    """Merge into a folder, onto the Hub, or both."""
+    if not (given.out or given.push_to):
+        raise MergeError("OUT_DIR is missing: name a new folder, or push with --push-to NAME.")
+    if given.public and not given.push_to:
+        raise MergeError("--public goes with --push-to: add it, or leave --public out.")
     decided = _plan(given)
     for note in decided.notes:
         if note.level != "green":
             _print(f"{MARKS[note.level]}: {note.text}")  # stderr is for the one line of an error
-    sink = Folder(given.out, replace=given.replace, shard=given.max_shard_size)
     device = default_device() if given.device == "auto" else given.device
-    last: Progress | None = None
-    for last in merge(_fetch(decided), sink, device=device):
-        _show(last)
-    tally = ", ".join(f"{count} {what}" for what, count in last.tally.items()) if last else ""
-    _print(f"{given.out}: {len(decided.steps)} tensors, {decided.size / 1e9:.3f} GB, "
-           f"identity {decided.identity}{f' ({tally})' if tally else ''}")  # fmt: skip
+    to = given.push_to and pushing.target(
+        decided, given.push_to, token=own_login(), public=given.public
+    )
+    if given.out and not (to and not given.replace and pushing.holds(Path(given.out), decided)):
+        sink = Folder(given.out, replace=given.replace, shard=given.max_shard_size or SHARD)
+        _, tally = _watched(merge(_fetch(decided), sink, device=device))
+        _print_summary(given.out, decided, tally)
+    if to:
+        _push(given, decided, to, device)
+
+
+def _push(given: argparse.Namespace, decided: Plan, to: Target, device: str) -> None:
+    if given.out:
+        url, _ = _watched(pushing.push_folder(decided, to, Path(given.out)))
+    else:
+        shard = given.max_shard_size or pushing.SHARD
+        url, tally = _watched(pushing.push(decided, to, shard=shard, device=device))
+        if not to.published:
+            _print_summary(to.id, decided, tally)
+    if to.published:
+        _print(f"{to.id} holds this merge already.")
+    _print(url)
+
+
+def _print_summary(where: str, decided: Plan, tally: Mapping[str, int]) -> None:
+    counts = ", ".join(f"{count} {what}" for what, count in tally.items())
+    _print(f"{where}: {len(decided.steps)} tensors, {decided.size / 1e9:.3f} GB, "
+           f"identity {decided.identity}{f' ({counts})' if counts else ''}")  # fmt: skip
 
 
 def show_methods(given: argparse.Namespace) -> None:  # noqa: ARG001  # every command takes them
@@ -99,13 +129,21 @@ def inspect(given: argparse.Namespace) -> None:
 
 def _fetch(decided: Plan) -> Plan:
     """Bring the parents here, with the machine's own login for gated ones."""
-    steps = fetched(decided, token=own_login())
+    here: Plan
+    here, _ = _watched(fetched(decided, token=own_login()))
+    return here
+
+
+def _watched(steps: Iterator[Progress]) -> tuple[Any, Mapping[str, int]]:
+    """Shows all steps; what they return, and the last tally."""
+    tally: Mapping[str, int] = {}
     try:
         while True:
-            _show(next(steps))
+            at = next(steps)
+            tally = at.tally
+            _show(at)
     except StopIteration as end:
-        here: Plan = end.value
-        return here
+        return end.value, tally
 
 
 def _show(at: Progress) -> None:
@@ -164,12 +202,14 @@ def _parser() -> argparse.ArgumentParser:
     add("check", check, "the plan and its notes, no weights read").add_argument(
         "recipe", help=recipe
     )
-    command = add("run", run, "merge into a folder")
+    command = add("run", run, "merge into a folder, onto the Hub, or both")
     command.add_argument("recipe", help=recipe)
-    command.add_argument("out", metavar="OUT_DIR", help="a folder that does not exist yet")
+    command.add_argument("out", metavar="OUT_DIR", nargs="?", help="a folder that does not exist")
+    command.add_argument("--push-to", metavar="NAME", help="a repo of yours, private unless …")
+    command.add_argument("--public", action="store_true", help="… it is to be for all")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--seed", type=int, help="in place of the recipe's random_seed")
-    command.add_argument("--max-shard-size", type=_bytes, default=SHARD, help="such as 5GB")
+    command.add_argument("--max-shard-size", type=_bytes, help="such as 5GB")
     command.add_argument("--replace", action="store_true", help="replace OUT_DIR if it exists")
     add("methods", show_methods, "names, parameters, ranges, defaults")
     command = add("inspect", inspect, "norms and cosines of the deltas")

@@ -13,7 +13,6 @@ from math import isfinite
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
@@ -23,6 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from merging import templates
 from merging.blocks import cores
 from merging.errors import MergeError
 from merging.library import Loaded
@@ -86,7 +86,8 @@ def _check(messages: Sequence[Message]) -> None:
 class Reply:
     """What a column has said so far. `first` is seconds to its first token, `speed` tokens/s.
 
-    `ended` says why it stopped, None while it goes on; `notice` what the reader should know.
+    `ended` says why it stopped, None while it goes on; `notice` what the reader should know. A
+    column that `failed` could not answer at all, and `ended` is the sentence that says why.
     """
 
     column: str
@@ -96,12 +97,14 @@ class Reply:
     speed: float
     ended: str | None = None
     notice: str | None = None
+    failed: bool = False
 
 
 def answer(question: Question, models: Mapping[str, Loaded]) -> Iterator[Reply]:
     """Ask all models at once. Ends when all have; closing it stops them within a token.
 
-    Every column has its own cache, sampler and seed: its answer depends on no other column.
+    Every column has its own cache, sampler and seed: its answer depends on no other column. One
+    that cannot answer fails alone. Raises MergeError where none can.
     """
     asked = question.capped()
     columns = [_Column(name, loaded, asked) for name, loaded in models.items()]
@@ -137,6 +140,8 @@ def _watch(columns: Sequence["_Column"], changed: threading.Event) -> Iterator[R
                 shown[column.name] = state
                 yield column.reply(*state)
         time.sleep(TICK)
+    if columns and all(column.failed for column in columns):
+        raise MergeError(columns[0].ended)
 
 
 def _work(turns: "queue.SimpleQueue[_Column | None]", changed: threading.Event, count: int) -> None:
@@ -147,6 +152,8 @@ def _work(turns: "queue.SimpleQueue[_Column | None]", changed: threading.Event, 
             continue
         try:
             column.step()
+        except MergeError as error:
+            column.failed, column.ended = True, str(error)
         except Exception as error:  # noqa: BLE001  # handed to the reader's thread, which raises it
             column.error = error
         changed.set()
@@ -168,6 +175,7 @@ class _Column:
     said: list[int] = field(default_factory=list)
     ended: str | None = None
     notice: str | None = None
+    failed: bool = False
     error: Exception | None = None
     stop: bool = False
     started: float = field(default_factory=time.monotonic)
@@ -195,19 +203,21 @@ class _Column:
             text = text.rstrip("\ufffd")  # a character whose last bytes are still to come
         spent = self.last - (self.first or 0.0)
         speed = (tokens - 1) / spent if tokens > 1 and spent > 0 else 0.0
-        return Reply(self.name, text, tokens, self.first, speed, ended, self.notice)
+        return Reply(self.name, text, tokens, self.first, speed, ended, self.notice, self.failed)
 
     def _begin(self) -> bool:
         """Render the prompt, within the model's context; False where it does not fit."""
         model, settings = self.loaded.model, self.loaded.model.generation_config
         context = min(getattr(model.config, "max_position_embeddings", MAX_CONTEXT), MAX_CONTEXT)
-        messages = list(self.question.conversations[self.name])
-        prompt = _prompt(self.loaded.tokenizer, messages)
-        turns = sum(m["role"] == "user" for m in messages)
-        while turns > 1 and (len(prompt) >= context * 3 // 4 or turns > MAX_TURNS):
+        given = list(self.question.conversations[self.name])
+        messages = given
+        while _turns(messages) > MAX_TURNS:
             messages = _without_oldest(messages)
-            turns -= 1
-            prompt = _prompt(self.loaded.tokenizer, messages)
+        prompt = _prompt(self.name, self.loaded.tokenizer, messages)
+        while _turns(messages) > 1 and len(prompt) >= context * 3 // 4:
+            messages = _without_oldest(messages)
+            prompt = _prompt(self.name, self.loaded.tokenizer, messages)
+        if len(messages) < len(given):
             self.notice = "The oldest questions no longer fit and are left out."
         self.budget = min(self.question.max_new_tokens, context - len(prompt))
         if self.budget < 1:
@@ -236,21 +246,31 @@ class _Column:
         return int(self.new)
 
 
-def _prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def _prompt(name: str, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Token numbers of a conversation by the model's own template, or a plain one."""
-    if not tokenizer.chat_template:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
+    if not template:
         lines = [f"{m['role'].capitalize()}: {m['content']}\n" for m in messages]
-        plain: list[int] = tokenizer("".join(lines) + "Assistant:")["input_ids"]
-        return plain
+        return _ids(tokenizer("".join(lines) + "Assistant:"))
+    tokens = tokenizer.special_tokens_map
     for attempt in (messages, _folded(messages)):
         try:
-            rendered: list[int] = tokenizer.apply_chat_template(
-                [dict(m) for m in attempt], add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-            return rendered
-        except TemplateError as error:
+            text = templates.render(template, attempt, tokens=tokens, name=name)
+        except templates.RefusedError as error:
             problem = error
-    raise MergeError(f"The chat template refuses this conversation ({problem}): start anew.")
+        else:
+            return _ids(tokenizer(text, add_special_tokens=False))
+    raise MergeError(
+        f"The chat template of {name} refuses this conversation ({problem}): start anew, "
+        "choose `chat_template: chatml` in the recipe, or another model."
+    )
+
+
+def _ids(encoded: Any) -> list[int]:
+    ids: list[int] = encoded["input_ids"]
+    return ids
 
 
 def _folded(messages: Sequence[Message]) -> list[Message]:
@@ -259,6 +279,10 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
         return list(messages)
     system, first, *rest = messages
     return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def _turns(messages: Sequence[Message]) -> int:
+    return sum(m["role"] == "user" for m in messages)
 
 
 def _without_oldest(messages: Sequence[Message]) -> list[Message]:

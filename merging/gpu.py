@@ -20,7 +20,7 @@ from merging.merge import Progress, default_device, merge
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.sinks import Live
-from merging.sources import Checkpoint, open_folder
+from merging.sources import Local, Remote, on_base, open_folder
 
 EVERY = 0.15
 """Seconds between two signs of progress: each costs the page a round trip to the browser."""
@@ -30,11 +30,20 @@ MERGED = "merged"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parent lies on this machine, under its pinned name."""
+    """Where a parent lies on this machine, under its pinned name; `adapter` is its second folder."""
 
     name: str
     folder: str
     stamp: str
+    adapter: str | None = None
+
+    def open(self) -> Local:
+        if self.adapter is None:
+            return open_folder(Path(self.folder), self.name, self.stamp)
+        names, stamps = (text.split("+") for text in (self.name, self.stamp))
+        folders = (Path(self.folder), Path(self.adapter))
+        base, own = map(open_folder, folders, names, stamps)
+        return on_base(base, own)
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,14 @@ class _Failed:
 Event = Progress | Merged | Reply
 
 
-def place(source: Checkpoint) -> Place:
-    return Place(source.name, str(source.folder), source.stamp)
+def place(source: Local) -> Place:
+    folder, *adapter = (str(part.folder) for part in source.parts)
+    return Place(source.name, folder, source.stamp, *adapter)
 
 
 def merge_job(decided: Plan) -> Job:
     """The job that carries out a plan whose parents are all on this machine."""
-    parents = tuple(place(s) for s in decided.sources if isinstance(s, Checkpoint))
+    parents = tuple(place(s) for s in decided.sources if not isinstance(s, Remote))
     return Job((), parents, decided.recipe.to_yaml(), decided.identity)
 
 
@@ -100,7 +110,9 @@ def run(job: Job) -> Iterator[Event]:
 
 def seconds(job: Job) -> int:
     """GPU seconds to ask for: loading and merging by bytes, answering by tokens."""
-    files = [f for p in {*job.places, *job.parents} for f in Path(p.folder).glob("*.safetensors")]
+    places = {*job.places, *job.parents}
+    folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
+    files = [file for folder in folders for file in folder.glob("*.safetensors")]
     gigabytes = sum(f.stat().st_size for f in files) / 1e9
     tokens = job.question.max_new_tokens * len(job.columns) if job.question else 0
     return min(120, int(5 + 3 * gigabytes + tokens / 40))
@@ -153,7 +165,7 @@ def _made(job: Job, library: Library) -> Iterator[Event]:
 def _merge(job: Job, library: Library) -> Iterator[Event]:
     """Merge into the live model; what is chatting meanwhile stays as it is."""
     start = time.monotonic()
-    sources = {p.name: open_folder(Path(p.folder), p.name, p.stamp) for p in job.parents}
+    sources = {p.name: p.open() for p in job.parents}
     decided = plan(Recipe.from_yaml(job.recipe or ""), sources)
     dtype = chat_dtype(library.device)
     elements = sum(step.size for step in decided.steps)
@@ -173,7 +185,7 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
 
 
 def _borrow(library: Library, place: Place):  # type: ignore[no-untyped-def]  # a context manager
-    source = open_folder(Path(place.folder), place.name, place.stamp)
+    source = place.open()
     dtype = chat_dtype(library.device)
     size = sum(i.size * (dtype or i.dtype).itemsize for i in source.tensors.values())
     return library.borrow(

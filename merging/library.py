@@ -3,19 +3,22 @@
 It knows how a parent is loaded, and not what a model was merged from or is asked.
 """
 
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from merging.companions import copy_companions
 from merging.errors import MergeError
 from merging.merge import Numbers
-from merging.sinks import BUILDING
-from merging.sources import Checkpoint
+from merging.sinks import build
+from merging.sources import Local
 
 SHARE = 0.7
 """Of the free memory; the rest is for keys and values, the merge's blocks, and other programs."""
@@ -54,30 +57,39 @@ def chat_dtype(device: str) -> torch.dtype | None:
     return torch.float32 if device == "cpu" else None
 
 
-def load_parent(source: Checkpoint, device: str) -> Loaded:
-    """A checkpoint as a model. Raises MergeError if its files and its config do not fit."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_parent(source: Local, device: str) -> Loaded:
+    """A parent as a model, its tensors read one by one: an adapter's are in no file as they are.
+
+    Raises MergeError if its files and its config do not fit.
+    """
+    from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    dtype = chat_dtype(device) or _own_dtype(source)
     try:
-        with BUILDING:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                source.folder,
-                dtype=chat_dtype(device) or "auto",
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+        with tempfile.TemporaryDirectory() as folder:
+            copy_companions(source, Path(folder))
+            tensors = {name: _read(source, name, dtype, device) for name in source.tensors}
+            model, report = build(folder, tensors, dtype, device)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise MergeError(f"{source.name} cannot be loaded ({first}): choose another.") from error
     if report["missing_keys"]:
         name = sorted(report["missing_keys"])[0]
         raise MergeError(f"{source.name} lacks `{name}`: fetch it again, or choose another.")
-    return Loaded.of(model.to(device).requires_grad_(False).eval(), tokenizer)
+    return Loaded.of(model, tokenizer)
+
+
+def _read(source: Local, name: str, dtype: torch.dtype, device: str) -> torch.Tensor:
+    values = source.read(name)
+    return values.to(device, dtype if values.is_floating_point() else None)
+
+
+def _own_dtype(source: Local) -> torch.dtype:
+    """The type of the first weight, in which the checkpoint is."""
+    return next(i.dtype for i in source.tensors.values() if i.dtype.is_floating_point)
 
 
 def budget(device: str) -> int:

@@ -20,7 +20,7 @@ from merging.errors import MergeError
 from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
-from merging.sources import Checkpoint, fetch
+from merging.sources import Local, Remote, fetch
 
 Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 """What `measure` found, by tensor and measured parameters; valid for one set of parents."""
@@ -241,23 +241,39 @@ def _count(plan: Plan, step: Step, numbers: Numbers, tally: Counter[str]) -> Non
         tally[plan.method.outcome(**numbers[_key(plan, step)])] += 1
 
 
-def _parents(plan: Plan, step: Step) -> list[tuple[Checkpoint, str]]:
+def _parents(plan: Plan, step: Step) -> list[tuple[Local, str]]:
     """The step's sources, which are here by now, each with the tensor's name in it."""
     pairs = zip(step.sources, step.reads, strict=True)
     found = [(plan.sources[place], name) for place, name in pairs]
-    return [(source, name) for source, name in found if isinstance(source, Checkpoint)]
+    return [(source, name) for source, name in found if not isinstance(source, Remote)]
 
 
 def _reader(plan: Plan, step: Step, device: str) -> Reader:
+    """Tensors are read at each block, and not held: those of an adapter are not on a disk."""
     parents = _parents(plan, step)
-    tensors = [source.read(name) for source, name in parents]
-    if step.by_token and plan.vocabulary:
-        rows = [plan.vocabulary.rows[source.name] for source, _ in parents]
-        names = [source.name for source, _ in parents]
-        other = names.index(plan.donor.name) if plan.donor.name in names else None
-        base = len(tensors) - 1 if plan.based else other
-        return partial(aligned, tensors, rows, base, device)
-    return partial(slices, [t.reshape(-1) for t in tensors], device=device)
+    if not (step.by_token and plan.vocabulary):
+        return partial(_slices, parents, device)
+    names = [source.name for source, _ in parents]
+    rows = [plan.vocabulary.rows[name] for name in names]
+    other = names.index(plan.donor.name) if plan.donor.name in names else None
+    return partial(_aligned, parents, rows, len(parents) - 1 if plan.based else other, device)
+
+
+def _slices(
+    parents: Sequence[tuple[Local, str]], device: str, start: int, stop: int
+) -> list[Tensor]:
+    return slices([s.read(name).reshape(-1) for s, name in parents], start, stop, device)
+
+
+def _aligned(
+    parents: Sequence[tuple[Local, str]],
+    rows: Sequence[Tensor],
+    base: int | None,
+    device: str,
+    start: int,
+    stop: int,
+) -> list[Tensor]:
+    return aligned([s.read(name) for s, name in parents], rows, base, device, start, stop)
 
 
 def _not_finite(plan: Plan, step: Step) -> MergeError:

@@ -6,34 +6,20 @@ a Note that the user sees.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from merging import tokens, vocabulary
+from merging import configs, notes, tokens, vocabulary
 from merging.errors import MergeError
 from merging.formats import FORMATS, TEMPLATE_CAP
 from merging.formats import template as own_template
 from merging.methods import Method, methods, variants
-from merging.names import PACKED, ROUTER, head, layer, layers
+from merging.notes import Note
 from merging.pairing import Step, pair, rows
-from merging.parameters import Settings, settings
+from merging.parameters import settings
 from merging.recipe import Recipe, known_or_raise
-from merging.roles import Part, in_order, roles
-from merging.sources import Source, TensorInfo, open_source
-from merging.tokens import Words
+from merging.roles import in_order, roles
+from merging.sources import Source, open_source
 from merging.vocabulary import Vocabulary
-
-Level = Literal["green", "amber", "red"]
-
-COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""What configs call the number of layers."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """One thing the user should know: green is fine, amber is to be looked at, red stops."""
-
-    level: Level
-    text: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,7 @@ def plan(
     names = in_order(parts)
     found = {name: (sources or {}).get(name) or find(name) for name in names}
     for source in found.values():
-        _check_config(source, found[names[0]])
+        configs.check(source, found[names[0]])
     parents = tuple(found.values())
     donor = found[recipe.base_model] if recipe.base_model in found else parents[0]
     aligned, about_tokens = _vocabulary(recipe, found, donor)
@@ -94,11 +80,13 @@ def plan(
         _check_whole(method, steps)
     template, about_template = _template(recipe, donor, parents)
     pinned = recipe.renamed({name: source.name for name, source in found.items()})
-    notes = [*_overview(parents, steps, donor), *_unused(recipe, chosen, parts)]
-    notes += [*_untied(steps), *_routers(steps), *about_tokens, *about_template]
+    found_notes = [
+        *notes.about_models(parents, steps, donor), *about_tokens, *about_template,
+        *notes.about_licences(parents), *notes.about_recipe(recipe, chosen, parts),
+    ]  # fmt: skip
     return Plan(
         pinned, recipe.listed(), method, parents, method.base == "required", donor,
-        steps, tuple(notes), aligned, _config(donor, steps, aligned), template,
+        steps, tuple(found_notes), aligned, configs.merged(donor, steps, aligned), template,
         pinned.identity(f"{s.name} {s.stamp}" for s in parents),
     )  # fmt: skip
 
@@ -118,34 +106,6 @@ def _method(recipe: Recipe) -> Method:
             f"choose {' or '.join(found)}, or remove the line."
         )
     return found[recipe.variant]
-
-
-def _check_config(source: Source, first: Source) -> None:
-    packed = (n for n, i in source.tensors.items() if PACKED.search(n) or _is_packed(n, i))
-    sign = next(packed, "quantization_config" if source.config.get("quantization_config") else None)
-    if sign:
-        raise MergeError(
-            f"{source.name} is quantised (`{sign}`), and its deltas would be noise: "
-            "choose the model in bf16 or fp16."
-        )
-    kinds = [_kind(s) for s in (source, first)]
-    if kinds[0] != kinds[1]:
-        raise MergeError(
-            f"{first.name} is a {kinds[1]} and {source.name} a {kinds[0]}: "
-            "choose models of one family, best fine-tunes of one base."
-        )
-
-
-def _is_packed(name: str, info: TensorInfo) -> bool:
-    return name.endswith(".weight") and not info.dtype.is_floating_point
-
-
-def _kind(source: Source) -> str:
-    architectures = source.config.get("architectures") or []
-    kind = architectures[0] if architectures else source.config.get("model_type")
-    if not isinstance(kind, str):
-        raise MergeError(f"{source.name}: its config.json names no architecture: choose another.")
-    return kind
 
 
 def _check_whole(method: Method, steps: Sequence[Step]) -> None:
@@ -185,36 +145,17 @@ def _vocabulary(
                 f"{lacking[0]} has no tokenizer.json, by which tokens could be matched: "
                 "choose a model with a fast tokenizer."
             )
-        return None, [Note("amber", f"{lacking[0]} has no tokenizer.json: rows pair by number.")]
+        return None, [
+            Note("amber", f"{notes.shown(parents)[lacking[0]]} has no tokenizer.json: "
+                 "rows pair by number.")
+        ]  # fmt: skip
     alike = tokens.same(list(tokenizers.values()))
     if alike and len(set(sizes.values())) == 1 and not (multiple and sizes[donor.name] % multiple):
         return None, [Note("green", f"Same vocabulary · {next(iter(sizes.values())):,} rows")]
     chosen = found.get(source or "", donor)
     union = source in (None, "union")
     aligned = vocabulary.align(tokenizers, sizes, chosen.name, union, multiple or 1)
-    return aligned, _about_tokens(aligned, tokenizers, chosen.name)
-
-
-def _about_tokens(aligned: Vocabulary, tokenizers: Mapping[str, Words], donor: str) -> list[Note]:
-    notes = []
-    for owners in dict.fromkeys(aligned.added.values()):
-        theirs = [token for token, who in aligned.added.items() if who == owners]
-        shown = ", ".join(f"`{token}`" for token in theirs[:3])
-        more = f" and {len(theirs) - 3} more" if len(theirs) > 3 else ""
-        many = "tokens" if len(theirs) > 1 else "token"
-        notes.append(Note(
-            "amber",
-            f"{' and '.join(owners)} {'have' if len(owners) > 1 else 'has'} {len(theirs)} {many} "
-            f"that {donor} lacks: {shown}{more}. The merged model has {aligned.size:,} rows.",
-        ))  # fmt: skip
-    dropped = set().union(*(t.numbers for t in tokenizers.values()))
-    dropped -= aligned.words.numbers.keys()
-    if dropped:
-        notes.append(Note(
-            "amber", f"{len(dropped)} tokens that {donor} lacks are left out, as "
-            "`tokenizer_source` says."
-        ))  # fmt: skip
-    return notes or [Note("green", f"Same tokens, paired by name · {aligned.size:,} rows")]
+    return aligned, notes.about_tokens(aligned, tokenizers, chosen.name)
 
 
 def _template(
@@ -232,82 +173,5 @@ def _template(
             "write one of them."
         )
     own = {p.name: own_template(p.folder, p.name) for p in (donor, *parents)}
-    if own[donor.name]:
-        return own[donor.name], []
-    for name, template in own.items():
-        if template:
-            return template, [
-                Note("amber", f"The chat template is {name}'s: {donor.name} has none.")
-            ]
-    return None, [Note("amber", "No parent has a chat template: a plain one is used in the chat.")]
-
-
-def _untied(steps: Sequence[Step]) -> list[Note]:
-    mixed = [s.name for s in steps if head(s.name) and any(not head(r) for r in s.reads)]
-    return [
-        Note("amber", f"Some parents tie `{name}` to the embeddings and some do not: "
-             "the merged model keeps them apart.")
-        for name in mixed
-    ]  # fmt: skip
-
-
-def _routers(steps: Sequence[Step]) -> list[Note]:
-    found = [s.name for s in steps if ROUTER.search(s.name)]
-    if not found:
-        return []
-    return [
-        Note("amber", f"A mixture of experts: its {len(found)} routers (`{found[0]}`, …) are "
-             "merged like weights, which often upsets them. Chat with it before you rely on it.")
-    ]  # fmt: skip
-
-
-def _config(donor: Source, steps: Sequence[Step], aligned: Vocabulary | None) -> dict[str, Any]:
-    """The merged config.json: the donor's, with what follows from the tensors."""
-    config = _layered(donor, steps)
-    if aligned and "vocab_size" in config:
-        config["vocab_size"] = aligned.size
-    config["tie_word_embeddings"] = not any(head(step.name) for step in steps)
-    kinds = [step.dtype for step in steps if not step.copied]
-    common = str(max(set(kinds), key=kinds.count)).removeprefix("torch.") if kinds else "float32"
-    config.pop("torch_dtype", None)
-    return config | {"dtype": common, "torch_dtype": common}
-
-
-def _layered(donor: Source, steps: Sequence[Step]) -> dict[str, Any]:
-    """The config for as many layers as the merged model has; lists with an entry a layer follow."""
-    source = {layer(step.name): layer(step.reads[0]) for step in steps}
-    taken = [old for n in range(len(source)) if (old := source.get(n)) is not None]
-    config, before = dict(donor.config), layers(donor.tensors)
-    if taken == list(range(before)):
-        return config
-    for key, value in donor.config.items():
-        if key in COUNTS:
-            config[key] = len(taken)
-        elif isinstance(value, list) and "layer" in key and len(value) == before:
-            config[key] = [value[old] for old in taken]
-    return config
-
-
-def _overview(parents: Sequence[Source], steps: Sequence[Step], donor: Source) -> list[Note]:
-    count = len({layer(step.name) for step in steps} - {None})
-    millions = sum(step.size for step in steps) / 1e6
-    notes = [Note("green", f"Same architecture and shapes · {_kind(donor)}, {count} "
-                  f"layer{'s' * (count != 1)}, {millions:,.1f} M parameters")]  # fmt: skip
-    missing = sum(p.missing for p in parents)
-    text = f"{missing / 1e9:.2f} GB to fetch from the Hub" if missing else "Nothing to fetch"
-    return [*notes, Note("green", text)]
-
-
-def _unused(recipe: Recipe, chosen: Settings, parts: Sequence[Part]) -> list[Note]:
-    title = chosen.method.title
-    if recipe.variant != "mergekit":
-        title += f" ({recipe.variant})"
-    notes = [Note("amber", f"{title} does not use `{key}`.") for key in chosen.unused]
-    used = {m.model for part in parts for m in part.inputs}
-    for base in dict.fromkeys(recipe.names()):
-        if base not in used:
-            first = " A is t = 0." if chosen.method.base == "first" else ""
-            notes.append(Note("amber", f"{title} uses no base: {base} is left out.{first}"))
-    if recipe.name:
-        notes.append(Note("green", f"`name: {recipe.name}` is a label and changes nothing."))
-    return notes
+    taken = next((name for name, template in own.items() if template), None)
+    return own.get(taken or ""), notes.about_templates(own, taken)

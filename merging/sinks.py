@@ -22,7 +22,7 @@ from merging.errors import MergeError
 from merging.sources import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from merging.pairing import Step
     from merging.plan import Plan
@@ -39,11 +39,20 @@ class Folder:
 
     Tensors are filled in place in files of their final size, mapped into memory, inside
     `OUT_DIR.partial-<identity>`; the folder gets its name when it is complete. A run that was
-    killed is continued from its complete files.
+    killed is continued from its complete files. `at_once` is how many files are there at one time,
+    where somebody takes them away as they come.
     """
 
-    def __init__(self, path: str | Path, *, replace: bool = False, shard: int = SHARD) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        replace: bool = False,
+        shard: int = SHARD,
+        at_once: int | None = None,
+    ) -> None:
         self.path, self.replace, self.shard = Path(path).absolute(), replace, shard
+        self.at_once = at_once
 
     def begin(self, plan: "Plan") -> None:
         """Raises MergeError if OUT_DIR exists, for another merge half-done, and a full disk."""
@@ -59,8 +68,8 @@ class Folder:
         self.shards: dict[str, _Shard] = {}
         written = [f for f in self.files if (self.partial / f).is_file()]
         self.complete = {step.name for file in written for step in self.files[file]}
-        self._check_disk(plan.size - sum(s.size * s.dtype.itemsize for f in written
-                                         for s in self.files[f]))  # fmt: skip
+        sizes = [_bytes(s) for file, s in self.files.items() if file not in written]
+        self._check_disk(sum(sorted(sizes, reverse=True)[: self.at_once]))
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
             for stray in set(self.partial.iterdir()) - {self.partial / f for f in self.files}:
@@ -76,7 +85,8 @@ class Folder:
             return
         if not self.replace:
             raise MergeError(f"{self.path} exists: choose another folder, or add --replace.")
-        if any(s.folder.resolve().is_relative_to(self.path.resolve()) for s in self.plan.sources):
+        folders = {part.folder for source in self.plan.sources for part in source.parts}
+        if any(folder.resolve().is_relative_to(self.path.resolve()) for folder in folders):
             raise MergeError(f"{self.path} holds one of the parents: choose another folder.")
 
     def _check_disk(self, needed: int) -> None:
@@ -105,7 +115,7 @@ class Folder:
                 del self.shards[file]
 
     def finish(self) -> None:
-        self._write_index()
+        self.write_index()
         write_companions(self.plan, self.partial)
         old = self.path.with_name(f"{self.path.name}.old-{self.plan.identity}")
         if self.path.exists():
@@ -121,7 +131,8 @@ class Folder:
         if partial and partial.is_dir() and not (keep and any(partial.glob("*.safetensors"))):
             shutil.rmtree(partial)
 
-    def _write_index(self) -> None:
+    def write_index(self) -> None:
+        """Writes which tensor is in which file, if they are several."""
         if len(self.files) == 1:
             return
         where = {step.name: file for file, steps in self.files.items() for step in steps}
@@ -135,7 +146,7 @@ def _shards(steps: "Sequence[Step]", limit: int) -> dict[str, list["Step"]]:
     groups: list[list[Step]] = [[]]
     used = 0
     for step in steps:
-        size = step.size * step.dtype.itemsize
+        size = _bytes([step])
         if groups[-1] and used + size > limit:
             groups.append([])
             used = 0
@@ -145,6 +156,10 @@ def _shards(steps: "Sequence[Step]", limit: int) -> dict[str, list["Step"]]:
         return {"model.safetensors": groups[0]}
     count = len(groups)
     return {f"model-{i:05}-of-{count:05}.safetensors": g for i, g in enumerate(groups, 1)}
+
+
+def _bytes(steps: "Sequence[Step]") -> int:
+    return sum(step.size * step.dtype.itemsize for step in steps)
 
 
 class _Shard:
@@ -237,45 +252,51 @@ class Live:
 
     def finish(self) -> None:
         """Raises MergeError unless the tensors are exactly those that the model's class has."""
-        from transformers import AutoTokenizer, GenerationConfig
+        from transformers import AutoTokenizer
 
         with tempfile.TemporaryDirectory() as folder:
             write_companions(self.plan, Path(folder))
-            with BUILDING:
-                self.model = self._build(folder)
-            if (Path(folder) / "generation_config.json").is_file():
-                self.model.generation_config = GenerationConfig.from_pretrained(folder)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            dtype = self.dtype or getattr(torch, self.plan.config["dtype"])
+            model, report = build(folder, self.filled, dtype, self.device)
+            self._check(type(model).__name__, report)
+            self.model, self.tokenizer = model, AutoTokenizer.from_pretrained(folder)
         self.filled = {}
 
     def abandon(self, *, keep: bool) -> None:  # noqa: ARG002  # memory is never kept
         self.filled = {}
 
-    def _build(self, folder: str) -> Any:
-        """By transformers' own loader, which knows how files and classes differ; nothing is copied
-        where the types are equal.
-        """
-        from transformers import AutoConfig
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-        if kind is None:
-            raise MergeError(
-                f"transformers has no language model for {type(config).__name__}: "
-                "choose other parents."
-            )
-        model, found = kind.from_pretrained(
-            None, config=config, state_dict=dict(self.filled), output_loading_info=True,
-            dtype=self.dtype or getattr(torch, self.plan.config["dtype"]),
-            device_map={"": self.device} if self.device != "cpu" else None,
-        )  # fmt: skip
+    def _check(self, kind: str, found: "Mapping[str, Any]") -> None:
         copied = {step.name for step in self.plan.steps if step.copied}
         lacking, odd = found["missing_keys"], found["unexpected_keys"] - copied
         if lacking or odd or found["mismatched_keys"]:
             names = sorted(lacking or odd or {str(key) for key, *_ in found["mismatched_keys"]})[:3]
             raise MergeError(
-                f"{type(model).__name__} {'lacks' if lacking else 'has no'} {', '.join(names)}: "
+                f"{kind} {'lacks' if lacking else 'has no'} {', '.join(names)}: "
                 "the parents' files do not fit their config.json; choose other parents."
             )
-        return model.requires_grad_(False).eval()
+
+
+def build(
+    folder: str, tensors: "Mapping[str, Tensor]", dtype: torch.dtype, device: str
+) -> tuple[Any, "Mapping[str, Any]"]:
+    """A model that can chat, of a folder's config and these tensors, and what the loader says of
+    their names. By transformers' own loader, which knows how files and classes differ; nothing is
+    copied where the types are equal. Raises MergeError for a config of no language model.
+    """
+    from transformers import AutoConfig, GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise MergeError(
+            f"transformers has no language model for {type(config).__name__}: choose other parents."
+        )
+    with BUILDING:
+        model, report = kind.from_pretrained(
+            None, config=config, state_dict=dict(tensors), output_loading_info=True, dtype=dtype,
+            device_map={"": device} if device != "cpu" else None,
+        )  # fmt: skip
+    if (Path(folder) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.requires_grad_(False).eval(), report

@@ -1,6 +1,7 @@
 """Where a model's tensors come from: names, shapes and dtypes at once, values when asked.
 
-It knows safetensors and folders; it does not know recipes' meaning, methods, or model classes.
+It knows safetensors and folders, and models of two parts: a base and a LoRA adapter on it. It does
+not know recipes' meaning, methods, or model classes.
 """
 
 import hashlib
@@ -8,16 +9,19 @@ import json
 import math
 import re
 import struct
+import threading
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from safetensors import safe_open
 
-from merging import hub
-from merging.errors import MergeError
+from merging import adapters, hub
+from merging.errors import AccessError, MergeError
+from merging.names import EMBEDDING, head
 from merging.recipe import ModelRef
 
 APP = Path(__file__).resolve().parent.parent
@@ -33,6 +37,10 @@ PACKED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 """Types that only quantised weights and their scales have."""
 HEADER_CAP = 25_000_000
 """Bytes; the largest header that safetensors itself reads."""
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+SPARE = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|\.(inv_freq|masked_bias)$")
+"""What an index may name and no file have."""
 SMALL_CAP = 20_000_000
 """Bytes of a config or index file; a tokenizer may be larger and is not read here."""
 
@@ -68,6 +76,16 @@ class Checkpoint:
     gated: bool = False
     handles: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def parts(self) -> tuple["Checkpoint"]:
+        """What lies in a folder each."""
+        return (self,)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer's files and the chat template."""
+        return self.folder
+
     def read(self, name: str) -> torch.Tensor:
         """The tensor in its own dtype and shape; do not write into it."""
         file = self.tensors[name].file
@@ -91,8 +109,98 @@ class Remote:
     license: str | None = None
     gated: bool = False
 
+    @property
+    def parts(self) -> tuple["Remote"]:
+        return (self,)
 
-Source: TypeAlias = Checkpoint | Remote
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder
+
+
+@dataclass
+class _Last:
+    """The last tensor computed: blocks of one tensor, on several threads, compute it once."""
+
+    name: str = ""
+    tensor: torch.Tensor | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        with self.lock:
+            if self.tensor is None or self.name != name:
+                self.tensor = None  # let it go before its successor needs the room
+                self.name, self.tensor = name, compute()
+            return self.tensor
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A base with a LoRA adapter on it, as one model: tensors are those that the two make together.
+
+    `config` is the base's, with what follows from the adapter's tensors; `changes` are by tensor.
+    """
+
+    name: str
+    base: Checkpoint | Remote
+    own: Checkpoint | Remote
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    changes: Mapping[str, adapters.Change]
+    last: _Last = field(default_factory=_Last, repr=False, compare=False)
+
+    @property
+    def parts(self) -> tuple[Checkpoint | Remote, Checkpoint | Remote]:
+        return self.base, self.own
+
+    @property
+    def folder(self) -> Path:
+        """The base's: an adapter has no config of a model."""
+        return self.base.folder
+
+    @property
+    def tokenizer(self) -> Path:
+        """The adapter's own folder if a tokenizer was saved with it, else the base's."""
+        own = (self.own.folder / "tokenizer.json").is_file()
+        return self.own.folder if own else self.base.folder
+
+    @property
+    def stamp(self) -> str:
+        return "+".join(part.stamp for part in self.parts)
+
+    @property
+    def missing(self) -> int:
+        return sum(part.missing for part in self.parts)
+
+    @property
+    def license(self) -> str | None:
+        return " / ".join(dict.fromkeys(p.license for p in self.parts if p.license)) or None
+
+    @property
+    def gated(self) -> bool:
+        return any(part.gated for part in self.parts)
+
+    @property
+    def quantised(self) -> str | None:
+        """The quantised model on which the adapter was trained, if it says so."""
+        return adapters.quantised(self.own.config)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in the base's dtype; do not write into it. Both parts must be here.
+
+        A changed tensor is computed whole, in float32, and kept until another one is asked for.
+        """
+        base, own = self.base, self.own
+        if isinstance(base, Remote) or isinstance(own, Remote):
+            raise MergeError(f"{self.name} is not on this machine: fetch it first.")
+        if name not in self.changes:
+            return base.read(name)
+        change, dtype = self.changes[name], self.tensors[name].dtype
+        return self.last.of(name, lambda: change.apply(dtype, base.read, own.read))
+
+
+Local: TypeAlias = Checkpoint | Adapter
+Source: TypeAlias = Checkpoint | Remote | Adapter
 
 
 def open_source(name: str, *, folders: bool = True, token: hub.Token = False) -> Source:
@@ -102,10 +210,78 @@ def open_source(name: str, *, folders: bool = True, token: hub.Token = False) ->
     Raises MergeError where there is no such model, or none that can be merged.
     """
     ref = ModelRef.parse(name)
+    found = _open(ModelRef(ref.path, ref.revision), folders, token)
     if ref.adapter:
-        raise MergeError(f"{name}: adapters (`+`) cannot be merged yet; name a full model.")
+        return on_base(found, _open(ModelRef.parse(ref.adapter), folders, token))
+    if not _is_adapter(found):
+        return found
+    local = folders and _folder(ref.path) is not None
+    return on_base(_base_of(found, local, token), found)
+
+
+def on_base(base: Checkpoint | Remote, own: Checkpoint | Remote) -> Adapter:
+    """An adapter on its base. Raises MergeError unless the result is exactly PEFT's."""
+    if _is_adapter(base):
+        raise MergeError(
+            f"{own.name} is to go on {base.name}, which is an adapter itself: merge that one into "
+            "its base with PEFT, and name the result."
+        )
+    if not _is_adapter(own):
+        raise MergeError(f"{own.name} is a whole model and no adapter: name it without a base.")
+    ties = base.config.get("tie_word_embeddings") is True
+    shapes = [{n: i.shape for n, i in part.tensors.items()} for part in (own, base)]
+    changes = adapters.changes(own.name, own.config, *shapes, ties=ties)
+    tensors = dict(base.tensors)
+    for tensor, change in changes.items():
+        tensors[tensor] = replace(base.tensors[change.start], shape=change.shape)
+    config = _followed(base, changes)
+    return Adapter(f"{base.name}+{own.name}", base, own, config, tensors, changes)
+
+
+def _followed(base: Checkpoint | Remote, changes: Mapping[str, adapters.Change]) -> dict[str, Any]:
+    """The base's config with what follows from embeddings that grew and heads that are new."""
+    config = dict(base.config)
+    for name, change in changes.items():
+        if EMBEDDING.search(name) and change.shape != base.tensors[name].shape:
+            config["vocab_size"] = change.shape[0]
+        if head(name) and name not in base.tensors:
+            config["tie_word_embeddings"] = False
+    return config
+
+
+def _is_adapter(part: Checkpoint | Remote) -> bool:
+    return "peft_type" in part.config
+
+
+def _base_of(own: Checkpoint | Remote, local: bool, token: hub.Token) -> Checkpoint | Remote:
+    """The base that an adapter names; a folder only if the adapter is one: strangers write it."""
+    named, revision = (own.config.get(key) for key in ("base_model_name_or_path", "revision"))
+    other = f"write `base+{own.name}`, with the base on which it was trained"
+    if not isinstance(named, str) or not named.strip():
+        raise MergeError(f"{own.name} is an adapter that names no base: {other}.")
+    try:
+        ref = ModelRef.parse(named)
+        if ref.adapter:
+            raise MergeError("that is an adapter itself.")
+        if isinstance(revision, str) and not (local and _folder(ref.path)):
+            ref = replace(ref, revision=revision)
+        base = _open(ref, local, token)
+        if base.config.get("quantization_config"):
+            raise MergeError(f"{base.name} is quantised.")
+    except AccessError:
+        raise
+    except MergeError as error:
+        raise MergeError(
+            f"{own.name} is an adapter on `{named[:80]}`, which cannot be used: {error} Or {other}."
+        ) from error
+    return base
+
+
+def _open(ref: ModelRef, folders: bool, token: hub.Token) -> Checkpoint | Remote:
+    """A model, or an adapter's own part."""
+    name = str(ref)
     if ref.path in RESERVED:
-        return open_folder(APP / ref.path, name)
+        return open_folder(APP / ref.path, name, license="apache-2.0")  # as this repository
     if folders and (folder := _folder(ref.path)):
         return open_folder(folder, name)
     if ref.path.startswith(("/", ".", "~", "\\")) or ref.path.count("/") > 1:
@@ -140,9 +316,11 @@ def open_folder(
     gated: bool = False,
 ) -> Checkpoint:
     """A local checkpoint. Raises MergeError for missing, unsafe or truncated files."""
-    config = _json(folder / "config.json", name)
+    listed = [path.name for path in folder.iterdir()]
+    adapter = "adapter_config.json" in listed and not {SINGLE, INDEX} & {*listed}
+    config = _config(folder, adapter, name)
     files = _weight_files(folder, name)
-    tensors: dict[str, TensorInfo] = {}
+    headers: dict[str, dict[str, TensorInfo]] = {}
     for file in files:
         path = folder / file
         size = path.stat().st_size
@@ -152,17 +330,35 @@ def open_folder(
                 stream.seek(start)
                 return stream.read(stop - start)
 
-        tensors |= read_header(read, size, file, name)
+        headers[file] = read_header(read, size, file, name)
+    tensors = _joined(headers, folder, name)
     license = license or _license(folder)
     return Checkpoint(name, folder, config, tensors, stamp or _stamp(folder), 0, license, gated)
 
 
-def fetch(source: Source, *, token: hub.Token = False) -> Generator[hub.Fetched, None, Checkpoint]:
-    """Bring a source onto this machine; yields bytes as they come, returns the checkpoint."""
-    if isinstance(source, Checkpoint):
-        return source
-    folder = yield from hub.download(source.repo, token=token)
-    return open_folder(folder, source.name, source.stamp, source.license, source.gated)
+def fetch(source: Source, *, token: hub.Token = False) -> Generator[hub.Fetched, None, Local]:
+    """Bring a source onto this machine; yields bytes as they come, returns it as it is here."""
+    if isinstance(source, Adapter):
+        base = yield from _fetch(source.base, token, 0, source.own.missing)
+        own = yield from _fetch(source.own, token, source.base.missing, 0)
+        return on_base(base, own)
+    return (yield from _fetch(source, token, 0, 0))
+
+
+def _fetch(
+    part: Checkpoint | Remote, token: hub.Token, before: int, after: int
+) -> Generator[hub.Fetched, None, Checkpoint]:
+    """One part, counted between the bytes of those that come before and after it."""
+    if isinstance(part, Checkpoint):
+        return part
+    with closing(hub.download(part.repo, token=token)) as steps:
+        try:
+            while True:
+                at = next(steps)
+                yield replace(at, done=before + at.done, total=before + at.total + after)
+        except StopIteration as end:
+            folder = end.value
+    return open_folder(folder, part.name, part.stamp, part.license, part.gated)
 
 
 def read_header(
@@ -215,35 +411,62 @@ def _check_span(entry: Mapping[str, Any], first: int, last: int, end: int) -> No
 def _open_remote(repo: hub.Repo, name: str, token: hub.Token) -> Remote:
     files = hub.weights(repo, token=token)
     folder = hub.small_files(repo, token=token)
-    tensors: dict[str, TensorInfo] = {}
+    headers: dict[str, dict[str, TensorInfo]] = {}
     for file in files:
 
         def read(start: int, stop: int, file: str = file) -> bytes:
             return hub.read_range(repo, file, start, stop, token=token)
 
-        tensors |= read_header(read, repo.files[file].size, file, name)
-    config = _json(folder / "config.json", name)
+        headers[file] = read_header(read, repo.files[file].size, file, name)
+    tensors = _joined(headers, folder, name)
+    config = _config(folder, files == (ADAPTER,), name)
     missing = sum(repo.files[file].size for file in files)
     return Remote(
         name, repo, folder, config, tensors, repo.revision, missing, repo.license, repo.gated
     )
 
 
+def _joined(
+    headers: Mapping[str, Mapping[str, TensorInfo]], folder: Path, name: str
+) -> dict[str, TensorInfo]:
+    """The tensors of all files. MergeError unless each is where the index says, and only there.
+
+    The index may name tied heads and buffers that no file has: conversions leave them out.
+    """
+    found = {k: info for header in headers.values() for k, info in header.items()}
+    if headers.keys() in ({SINGLE}, {ADAPTER}):
+        return found
+    named = _json(folder / INDEX, name)["weight_map"]
+    there = {(k, file) for file, header in headers.items() for k in header}
+    said = {(k, str(file)) for k, file in named.items() if k in found or not SPARE.search(k)}
+    for key, file in sorted(said ^ there):
+        what = "is in {} and its index does not say so" if (key, file) in there else (
+            "is not in {}, where its index has it"
+        )  # fmt: skip
+        raise MergeError(
+            f"{name}: `{key}` {what.format(file)}: the files do not belong together. "
+            "Fetch the model again, or choose another revision."
+        )
+    return found
+
+
+def _config(folder: Path, adapter: bool, name: str) -> dict[str, Any]:
+    if not adapter:
+        return _json(folder / "config.json", name)
+    config = _json(folder / "adapter_config.json", name)
+    if "peft_type" not in config:
+        raise MergeError(f"{name}: its adapter_config.json has no `peft_type`: fetch it again.")
+    return config
+
+
 def _weight_files(folder: Path, name: str) -> list[str]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.exists():
-        found = _json(index, name).get("weight_map")
-        if not isinstance(found, dict) or not found:
-            raise MergeError(f"{name}: its index names no files; fetch the model again.")
-        files = sorted({str(file) for file in found.values()})
-        for file in files:
-            if Path(file).name != file:
-                raise MergeError(f"{name}: its index names `{file}`, which is not a plain name.")
-            if not (folder / file).is_file():
-                raise MergeError(f"{name}: {file} is missing; fetch the model again.")
-        return files
-    if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
+        return _shards(index, name)
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    if (folder / ADAPTER).is_file():
+        return [ADAPTER]
     pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     if pickles:
         raise MergeError(
@@ -251,6 +474,19 @@ def _weight_files(folder: Path, name: str) -> list[str]:
             "choose a model with safetensors."
         )
     raise MergeError(f"{name} has no model.safetensors: choose a folder that holds a model.")
+
+
+def _shards(index: Path, name: str) -> list[str]:
+    found = _json(index, name).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise MergeError(f"{name}: its index names no files; fetch the model again.")
+    files = sorted({str(file) for file in found.values()})
+    for file in files:
+        if Path(file).name != file:
+            raise MergeError(f"{name}: its index names `{file}`, which is not a plain name.")
+        if not index.with_name(file).is_file():
+            raise MergeError(f"{name}: {file} is missing; fetch the model again.")
+    return files
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:

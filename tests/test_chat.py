@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from merging.chat import (
     MAX_CHARACTERS,
@@ -25,6 +26,7 @@ from merging.chat import (
     answer,
 )
 from merging.errors import MergeError
+from merging.formats import FORMATS
 from merging.library import Loaded, load_parent
 from merging.sources import open_folder
 from tests.ui.models import DEMO, talkative
@@ -70,7 +72,7 @@ def ask(
 
 def generated(loaded: Loaded, words: str, tokens: int, **options: Any) -> str:
     """What transformers says to the same prompt."""
-    prompt = torch.tensor([_prompt(loaded.tokenizer, said(words))])
+    prompt = torch.tensor([_prompt("a", loaded.tokenizer, said(words))])
     out = loaded.model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
         pad_token_id=0, **options,
@@ -180,7 +182,7 @@ def test_too_long_a_question(demo: dict[str, Loaded]) -> None:
 def test_answer_ends_at_the_context(talkers: dict[str, Loaded]) -> None:
     """Prompt and answer together are never longer than what the model reads."""
     words = "I am Ada. " * 190
-    prompt = len(_prompt(talkers["a"].tokenizer, said(words)))
+    prompt = len(_prompt("a", talkers["a"].tokenizer, said(words)))
     reply = ask({"a": talkers["a"]}, said(words), max_new_tokens=1000)["a"]
     assert reply.tokens == 1024 - prompt
     assert reply.ended == "length limit"
@@ -215,8 +217,8 @@ def test_system_prompt_outlives_the_oldest(demo: dict[str, Loaded]) -> None:
     assert (reply.ended or "").startswith("too long")
 
 
-def model_with(tmp_path: Path, template: str | None) -> Loaded:
-    """Demo model A with another chat template, or none."""
+def model_with(tmp_path: Path, template: str | list[dict[str, str]] | None) -> Loaded:
+    """Demo model A with another chat template, several, or none."""
     folder = Path(shutil.copytree(DEMO / "a", tmp_path / "a"))
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text())
@@ -231,9 +233,59 @@ def model_with(tmp_path: Path, template: str | None) -> Loaded:
 def test_plain_prompt_without_template(tmp_path: Path) -> None:
     """A model without a template reads roles and lines."""
     loaded = model_with(tmp_path, None)
-    read = loaded.tokenizer.decode(_prompt(loaded.tokenizer, said("Who are you?")))
+    read = loaded.tokenizer.decode(_prompt("a", loaded.tokenizer, said("Who are you?")))
     assert read.replace(" ", "") == "User:Whoareyou?\nAssistant:"
     assert ask({"a": loaded}, said("Who are you?"), max_new_tokens=4)["a"].tokens > 0
+
+
+def test_one_of_several_templates(tmp_path: Path) -> None:
+    """Of several the model reads the one named default; without one, roles and lines."""
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "Who are you?"}]
+    loaded = model_with(tmp_path / "with", named)
+    assert loaded.tokenizer.decode(_prompt("a", loaded.tokenizer, said("Hi"))) == "Who are you?"
+    loaded = model_with(tmp_path / "without", named[:1])
+    assert "User" in loaded.tokenizer.decode(_prompt("a", loaded.tokenizer, said("Hi")))
+
+
+TALKS = (
+    said("Who are you?"),
+    ({"role": "system", "content": "Be kind."}, *said(" éà 漢字 🙂 <|im_end|></s> ")),
+    (*said("Hi"), {"role": "assistant", "content": "Yes.\n"}, *said("What is 38 + 27?")),
+)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_prompts_are_transformers_own(
+    demo: dict[str, Loaded], pico: dict[str, Path], talk: Sequence[Mapping[str, str]]
+) -> None:
+    """Number for number those of `apply_chat_template`, with no special tokens but its own."""
+    tokenizers = [loaded.tokenizer for loaded in demo.values()]
+    for name in ("base", "b"):
+        for written in FORMATS.values():
+            tokenizers.append(AutoTokenizer.from_pretrained(pico[name]))
+            tokenizers[-1].chat_template = written
+    for tokenizer in tokenizers:
+        theirs = tokenizer.apply_chat_template(list(talk), add_generation_prompt=True)
+        assert _prompt("a", tokenizer, talk) == theirs["input_ids"]
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_loops_stops_its_column_alone(
+    tmp_path: Path, demo: dict[str, Loaded]
+) -> None:
+    """The column ends with the sentence, nothing of it in its text; the others answer."""
+    models = {"a": demo["a"], "looping": model_with(tmp_path, LOOP), "b": demo["b"]}
+    replies = ask(models, said(PROMPTS[0]), max_new_tokens=40)
+    failed = replies.pop("looping")
+    assert failed.failed
+    assert (failed.text, failed.tokens) == ("", 0)
+    assert (failed.ended or "").startswith("The chat template of looping works for over 2 seconds")
+    assert "choose `chat_template: chatml`" in (failed.ended or "")
+    for name, reply in replies.items():
+        assert not reply.failed
+        assert reply.text == generated(demo[name], PROMPTS[0], 40)
 
 
 NO_SYSTEM = (
@@ -246,16 +298,16 @@ def test_template_that_refuses_a_system_prompt(tmp_path: Path) -> None:
     """The system prompt then stands at the head of the first question."""
     loaded = model_with(tmp_path, NO_SYSTEM)
     messages = [{"role": "system", "content": "Be kind."}, *said("Who are you?")]
-    read = loaded.tokenizer.decode(_prompt(loaded.tokenizer, messages))
+    read = loaded.tokenizer.decode(_prompt("a", loaded.tokenizer, messages))
     assert "Be kind.\n\nWho are you?" in read
     assert "<system>" not in read
 
 
 def test_template_that_refuses_everything(tmp_path: Path) -> None:
-    """A template that takes no conversation at all is named in a sentence."""
+    """A template that takes no conversation at all is named in a sentence, raised if none can."""
     loaded = model_with(tmp_path, "{{ raise_exception('never') }}")
-    with pytest.raises(MergeError, match="never"):
-        ask({"a": loaded}, said("Who are you?"))
+    with pytest.raises(MergeError, match=r"The chat template of a refuses .*never.*: start anew"):
+        ask({"a": loaded, "b": loaded}, said("Who are you?"))
 
 
 def test_caps_of_a_question() -> None:

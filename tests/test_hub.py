@@ -270,6 +270,34 @@ def test_the_rate_limit_says_how_long(hub: LocalHub, folder: Path) -> None:
         ours.pin("org/tiny")
 
 
+def test_a_short_rate_limit_is_waited_for(hub: LocalHub, folder: Path) -> None:
+    """A second or two are no reason to bother anybody."""
+    hub.add("org/tiny", folder)
+    hub.fault("GET /api/models", "429", wait=1)
+    start = time.monotonic()
+    assert ours.pin("org/tiny")
+    assert 1 <= time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize("call", ["whoami", "model_info", "list_models"])
+def test_no_call_of_the_client_waits_for_ever(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Even calls that have no time-out, and those that ask for none, end."""
+    monkeypatch.setattr(client, "SILENCE", 0.3)
+    hub.fault("GET /api/", "hang", times=9)
+    ask = {
+        "whoami": lambda: client.api().whoami(token="hf_x"),
+        "model_info": lambda: client.api().model_info("org/tiny"),
+        "list_models": lambda: client.api().list_models(limit=1),
+    }[call]
+    with (
+        pytest.raises(MergeError, match=r"connection to the Hub failed"),
+        client.plainly("org/tiny", "main"),
+    ):
+        list(ask()) if call == "list_models" else ask()
+
+
 def test_a_failing_hub_is_said_in_one_sentence(hub: LocalHub, folder: Path) -> None:
     """A server error names its number."""
     hub.add("org/tiny", folder)
@@ -635,6 +663,103 @@ def test_a_hub_that_cannot_resume_is_still_right(
     assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["hang", "403", "short", "wrong_etag", "no_commit", "truncate"])
+@pytest.mark.parametrize("where", ["GET /cdn/", "GET .*/resolve/.*config.json"])
+def test_whatever_breaks_once_the_files_come_right(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
+) -> None:
+    """Silence, an expired link, half a file, a strange header: the bytes are those published."""
+    if kind == "403" and "resolve" in where:
+        pytest.skip("that is a refusal, and none of the storage")
+    monkeypatch.setattr(client, "PAUSE", 0.01)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    hub.add("org/tiny", folder)
+    hub.fault(where, kind, after=50)
+    repo = ours.pin("org/tiny")
+    _, path = drain(repo)
+    for name in ("model.safetensors", "config.json"):
+        assert (path / name).read_bytes() == (folder / name).read_bytes()
+    assert leftovers() == []
+    assert ours.cached(repo) == path
+
+
+def test_an_expired_link_is_asked_for_anew(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the storage refuses, the Hub is asked for another link, and in the end says so."""
+    monkeypatch.setattr(client, "PAUSE", 0.01)
+    hub.add("org/tiny", folder)
+    hub.fault("GET /cdn/", "403", times=99)
+    with pytest.raises(MergeError, match=r"The Hub fails on org/tiny \(error 403\)"):
+        drain(ours.pin("org/tiny"))
+    assert len(hub.requests("/resolve/.*/model.safetensors")) == client.ATTEMPTS
+    assert leftovers() == []
+
+
+def test_attempts_count_anew_where_bytes_came(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large file survives many resets, as long as each connection brings something."""
+    monkeypatch.setattr(client, "PAUSE", 0.01)
+    hub.add("org/tiny", folder)
+    times = client.ATTEMPTS + 2
+    hub.fault("GET /cdn/", "reset", times=times, after=WEIGHTS // (times + 1))
+    _, path = drain(ours.pin("org/tiny"))
+    assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert len(hub.requests("/cdn/")) == times + 1
+
+
+@pytest.mark.parametrize("where", ["GET /cdn/", "GET .*/resolve/.*/model.safetensors"])
+def test_a_rate_limit_is_waited_for_and_shown(hub: LocalHub, folder: Path, where: str) -> None:
+    """A download waits as long as the Hub says, says so itself, and can be stopped meanwhile."""
+    hub.add("org/tiny", folder)
+    hub.fault(where, "429", wait=2)
+    start = time.monotonic()
+    seen, path = drain(ours.pin("org/tiny"))
+    assert 2 <= time.monotonic() - start < 6
+    assert "model.safetensors (waiting 2 s: the Hub's rate limit)" in {f.file for f in seen}
+    assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    hub.add("org/other", folder)
+    hub.fault(where, "429", wait=55)
+    under_way = ours.download(ours.pin("org/other"))
+    while "rate limit" not in next(under_way).file:
+        pass
+    start = time.monotonic()
+    under_way.close()
+    assert time.monotonic() - start < 1
+
+
+def test_a_limit_without_end_is_refused(hub: LocalHub, folder: Path) -> None:
+    """Nobody sits through an hour."""
+    hub.add("org/tiny", folder)
+    hub.fault("GET /cdn/", "429", wait=3600)
+    with pytest.raises(MergeError, match=r"try again in 3600 s"):
+        drain(ours.pin("org/tiny"))
+    assert leftovers() == []
+
+
+def test_a_trickle_is_taken_up_elsewhere(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that hardly moves is left for another one; if none moves, that is said."""
+    monkeypatch.setattr(client, "PAUSE", 0.01)
+    monkeypatch.setattr(client, "WINDOW", 0.3)
+    monkeypatch.setattr(client, "ATTEMPTS", 2)
+    hub.add("org/tiny", folder)
+    repo = ours.pin("org/tiny")
+    hub.fault("GET /cdn/", "slow", piece=100, delay=0.05)
+    with pytest.raises(MergeError, match=r"sends org/tiny too slowly"):
+        hub.fault("GET /cdn/", "slow", piece=100, delay=0.05)
+        drain(repo)
+    assert leftovers() == []
+    hub.fault("GET /cdn/", "slow", piece=100, delay=0.05)
+    _, path = drain(repo)
+    assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    first, second = hub.requests("/cdn/")[-2:]
+    assert first.range is None
+    assert second.range
+
+
 def test_a_hub_that_keeps_breaking_is_given_up(
     hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -675,6 +800,64 @@ def test_bytes_damaged_twice_are_refused(hub: LocalHub, folder: Path) -> None:
     )
 
 
+def test_a_wrong_checksum_in_the_listing_is_refused(hub: LocalHub, folder: Path) -> None:
+    """What does not match the Hub's own listing is not taken."""
+    hub.add("org/tiny", folder)
+    hub.fault("GET /api/models", "wrong_etag")
+    with pytest.raises(MergeError, match=r"came damaged twice"):
+        drain(ours.pin("org/tiny"))
+    assert leftovers() == []
+
+
+def test_a_file_longer_than_listed_is_not_swallowed(hub: LocalHub, folder: Path) -> None:
+    """An endless answer ends at the size that the disk was asked for."""
+    hub.add("org/tiny", folder)
+    repo = ours.pin("org/tiny")
+    less = dataclasses.replace(repo.files["model.safetensors"], size=1000)
+    repo = dataclasses.replace(repo, files={**repo.files, "model.safetensors": less})
+    with pytest.raises(MergeError, match=r"came damaged twice"):
+        drain(repo)
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_a_damaged_file_in_the_cache_is_fetched_again(
+    hub: LocalHub, folder: Path, whose: str
+) -> None:
+    """Right in size and wrong in content: fetched by another tool, or changed since we did."""
+    hub.add("org/tiny", folder)
+    repo = ours.pin("org/tiny")
+    if whose == "ours":
+        drain(repo)
+    else:
+        huggingface_hub.snapshot_download("org/tiny", token=False)
+    for name in ("model.safetensors", "config.json"):
+        path = Path(constants.HF_HUB_CACHE) / f"models--org--tiny/snapshots/{repo.revision}" / name
+        path.write_bytes(bytes(path.stat().st_size))
+    assert ours.cached(repo) is None
+    data = (folder / "model.safetensors").read_bytes()
+    assert ours.read_range(repo, "model.safetensors", 0, 99) == data[:99], "not the damaged copy"
+    _, path = drain(repo)
+    assert ours.cached(repo) == path
+    for name in ("model.safetensors", "config.json"):
+        assert (path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_checking_is_shown(hub: LocalHub, folder: Path) -> None:
+    """Reading gigabytes that another tool left takes a while: the page says why."""
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(200 << 20)
+    hub.add("org/tiny", folder)
+    repo = ours.pin("org/tiny")
+    blobs = Path(constants.HF_HUB_CACHE) / "models--org--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    (folder / "model.safetensors").rename(blobs / str(repo.files["model.safetensors"].sha256))
+    seen, _ = drain(repo)
+    checked = [f.done for f in seen if f.file == "model.safetensors (checking)"]
+    assert checked and 0 < checked[-1] < seen[-1].total
+    assert not hub.requests("/cdn/")
+
+
 def test_a_cut_file_in_the_cache_is_fetched_again(hub: LocalHub, folder: Path) -> None:
     """A file shorter than the Hub says, whatever cut it, is not complete."""
     hub.add("org/tiny", folder)
@@ -695,6 +878,23 @@ def test_a_full_disk_is_seen_before_bytes_move(hub: LocalHub, folder: Path) -> N
     with pytest.raises(MergeError, match=r"needs 1000000000.0 GB of disk, [\d.]+ GB are free"):
         next(ours.download(repo))
     assert not hub.requests("/resolve/")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit on files")
+def test_a_disk_that_fills_up_is_said(hub: LocalHub, folder: Path) -> None:
+    """Mid-file, the disk refuses: one sentence, and nothing half-kept."""
+    hub.add("org/tiny", folder)
+    code = (
+        "import resource; from merging import hub; from merging.errors import MergeError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+        "try: list(hub.download(hub.pin('org/tiny')))\n"
+        "except MergeError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "org/tiny needs 0.0 GB of disk" in run.stdout, run.stderr
+    assert leftovers() == []
+    assert ours.cached(ours.pin("org/tiny")) is None
+    drain(ours.pin("org/tiny"))
 
 
 def test_a_cache_that_cannot_be_written_is_said(hub: LocalHub, folder: Path) -> None:
@@ -723,7 +923,13 @@ def test_the_cache_is_shared_with_the_client(hub: LocalHub, folder: Path) -> Non
     assert {(r.repo_id, tuple(r.refs)) for r in cache.repos} == {("org/tiny", ("main",))}
     hub.add("org/theirs", folder)
     theirs = huggingface_hub.snapshot_download("org/theirs", token=False)
-    assert ours.cached(ours.pin("org/theirs")) == Path(theirs)
+    repo, before = ours.pin("org/theirs"), len(hub.log)
+    assert ours.missing(repo) == 0
+    assert ours.cached(repo) is None, "nobody has checked it"
+    drain(repo)
+    assert ours.cached(repo) == Path(theirs)
+    assert len(drain(repo)[0]) == 1, "once is enough"
+    assert len(hub.log) == before
     assert sha in str(path)
 
 

@@ -6,21 +6,40 @@ place that imports huggingface_hub.
 
 from merging.hub.cache import free_disk
 from merging.hub.client import Token, own_login
-from merging.hub.download import Fetched, cached, download, read_range, small_files, weights
+from merging.hub.download import (
+    Fetched,
+    cached,
+    download,
+    missing,
+    read_range,
+    small_files,
+    weights,
+)
+from merging.hub.keeping import Kept, clean, kept_state, using
 from merging.hub.pinning import pin
 from merging.hub.repo import File, Repo
+from merging.hub.search import Found, Lineage, lineage, search
 
 __all__ = [
     "Fetched",
     "File",
+    "Found",
+    "Kept",
+    "Lineage",
     "Repo",
     "Token",
     "cached",
+    "clean",
     "download",
     "free_disk",
+    "kept_state",
+    "lineage",
+    "missing",
     "own_login",
     "pin",
     "read_range",
+    "search",
     "small_files",
+    "using",
     "weights",
 ]

@@ -7,6 +7,9 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,10 +41,67 @@ def there(repo: Repo, name: str) -> bool:
     return path.is_file() and path.stat().st_size == listed(repo, name).size
 
 
+def sound(repo: Repo, name: str) -> bool:
+    """Whether a file is there, and its checksum was once found to be the Hub's.
+
+    The client checks none, so that files of other tools are believed only after a look. Where a
+    copy of the cache kept no checksums, there is none to look at.
+    """
+    if not there(repo, name):
+        return False
+    file = repo.files[name]
+    if not (file.sha256 or file.oid):
+        return True
+    when, record = (snapshot(repo) / name).stat().st_mtime_ns, _record(repo, name)
+    if _seen().get(record) == when:
+        return True
+    return record.is_file() and record.stat().st_mtime_ns == when
+
+
+def believe(repo: Repo, name: str, path: Path) -> None:
+    """Remembers that `path` has the Hub's checksum, until it is written to again."""
+    when, record = path.stat().st_mtime_ns, _record(repo, name)
+    _seen()[record] = when
+    with suppress(OSError):  # a cache that is only read: this process remembers
+        record.parent.mkdir(exist_ok=True)
+        record.touch()
+        os.utime(record, ns=(when, when))
+
+
+def _record(repo: Repo, name: str) -> Path:
+    """An empty file with the time at which the checked one was written."""
+    return storage(repo.id) / ".checked" / blob(repo, name).name
+
+
+@cache
+def _seen() -> dict[Path, int]:
+    return {}
+
+
+@contextmanager
+def locked(folder: Path, etag: str, seconds: float) -> Iterator[None]:
+    """Holds the client's own lock on a file of a repo's storage folder. TimeoutError if it can't.
+
+    Whoever fetches the file, this app in any process or another tool, holds it meanwhile.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # lazily there
+
+    path = Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / f"{etag}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path, timeout=seconds):
+        yield
+
+
 def free_disk() -> int:
     """Bytes free where the cache lies, or will lie."""
+    return disk()[1]
+
+
+def disk() -> tuple[int, int]:
+    """Bytes of the disk where the cache lies, or will lie: all, and those free."""
     folder = Path(constants.HF_HUB_CACHE).absolute()
-    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    usage = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists()))
+    return usage.total, usage.free
 
 
 def not_cached(what: str) -> NoReturn:

@@ -1,35 +1,36 @@
-"""Brings files of the Hub into the cache: streamed, resumed, checked, stoppable.
+"""Brings a model's files into the cache: those a merge needs, all at once, stoppable.
 
-Files are streamed here, for the client's own download neither checks what arrives, nor resumes
-after a reset, nor can be stopped.
+Knows which files; how one of them comes is the stream's, what must go for them is the keeping's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
-import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants
 
 from merging.errors import MergeError
-from merging.hub.cache import blob, free_disk, link, not_cached, remember, snapshot, there
-from merging.hub.client import Token, get, patiently
+from merging.hub.cache import blob, link, remember, snapshot, sound, storage, there
+from merging.hub.client import ATTEMPTS, Token, UnreachableError, patiently, pieces
+from merging.hub.keeping import make_room, no_room, sweep, touch, using
 from merging.hub.repo import ADAPTER, INDEX, SINGLE, Repo, listed, small
+from merging.hub.stream import Stream, follow, leave, open_file, outstanding, under_way
 
-WORKERS = 4  # files at a time: one connection seldom fills a line
+WORKERS = 4  # files at a time for each download: one connection seldom fills a line
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """How far a download is: the file under way, bytes over all files."""
+    """How far a download is: the file under way, bytes over all files.
+
+    `file` has in brackets what it waits for: "x.json (waiting 55 s: the Hub's rate limit)". Bytes
+    that are there and only checked count as they are read.
+    """
 
     file: str
     done: int
@@ -44,18 +45,31 @@ def read_range(repo: Repo, filename: str, start: int, stop: int, *, token: Token
         raise MergeError(f"{what}: it is cut short or damaged, choose another revision.")
     if start == stop:
         return b""
-    if there(repo, filename):
-        with (snapshot(repo) / filename).open("rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
+    local = there(repo, filename)
+    if sound(repo, filename) or (local and constants.is_offline_mode()):
+        return _read(repo, filename, start, stop)
+    try:
+        return _ask(repo, filename, start, stop, token)
+    except UnreachableError:
+        if not local:
+            raise
+        return _read(repo, filename, start, stop)
 
-    def read() -> bytes:
-        with _file(repo, filename, token, f"bytes={start}-{stop - 1}") as response:
+
+def _read(repo: Repo, filename: str, start: int, stop: int) -> bytes:
+    with (snapshot(repo) / filename).open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
+def _ask(repo: Repo, filename: str, start: int, stop: int, token: Token) -> bytes:
+    def attempt() -> bytes:
+        with open_file(repo, filename, token, f"bytes={start}-{stop - 1}") as response:
             if response.status_code != 206:
                 raise MergeError(f"The Hub sends no parts of {repo.id}: download it whole first.")
-            return bytes(response.read())
+            return b"".join(pieces(response, repo.id))
 
-    data = patiently(read)
+    data = patiently(attempt, attempts=2 if there(repo, filename) else ATTEMPTS)
     if len(data) != stop - start:
         raise MergeError(f"The Hub sent {len(data)} bytes for {stop - start}: try again later.")
     return data
@@ -84,21 +98,31 @@ def weights(repo: Repo, *, token: Token = False) -> tuple[str, ...]:
 
 
 def cached(repo: Repo) -> Path | None:
-    """The snapshot folder if every file that `download` fetches is there complete."""
-    if INDEX in repo.files and not there(repo, INDEX):
+    """The snapshot folder if every file that `download` fetches is there, complete and checked.
+
+    What another tool fetched is checked by `download`, once.
+    """
+    if INDEX in repo.files and not sound(repo, INDEX):
         return None
     try:
         names = (*small(repo), *weights(repo))
     except MergeError:
         return None
-    return snapshot(repo) if all(there(repo, name) for name in names) else None
+    return snapshot(repo) if all(sound(repo, name) for name in names) else None
+
+
+def missing(repo: Repo, *, token: Token = False) -> int:
+    """Bytes that `download` would move; files of other tools that it only checks are none."""
+    names = (*small(repo), *weights(repo, token=token))
+    return sum(repo.files[name].size for name in names if not there(repo, name))
 
 
 def download(repo: Repo, *, token: Token = False) -> Generator[Fetched, None, Path]:
     """Fetches weights, config, tokenizer and template files; returns their folder.
 
-    Yields ten times a second, `done` never falling. Closing it stops all and removes what is
-    half-written; whole files stay. Raises MergeError, for lack of disk before it starts.
+    Yields ten times a second, `done` never falling. Who wants the same file at the same time
+    shares its stream, which stops when the last of them closes this; what is half-written goes,
+    whole files stay. Raises MergeError, for lack of disk before it starts.
     """
     yield from _fetch(repo, [*small(repo), *weights(repo, token=token)], token)
     return snapshot(repo)
@@ -117,109 +141,89 @@ def _shards(repo: Repo) -> tuple[str, ...]:
     return tuple(names)
 
 
-@contextmanager
-def _file(repo: Repo, name: str, token: Token, span: str) -> Iterator[Any]:
-    if constants.is_offline_mode():
-        not_cached(f"{name} of {repo.id}")
-    path = f"{repo.id}/resolve/{repo.revision}/{name}"
-    # a public file is anybody's: what need not be known is not sent
-    with get(repo.id, repo.revision, path, repo.gated and token, span) as response:
-        yield response
-
-
-@dataclass(frozen=True)
-class _Flow:
-    """What the threads of one download share."""
-
-    token: Token
-    arrived: dict[str, int]
-    stop: threading.Event
-
-
 def _fetch(repo: Repo, names: Sequence[str], token: Token) -> Iterator[Fetched]:
-    """Brings files into the cache, in threads that end when this is closed."""
-    partials = {
-        name: blob(repo, name).with_suffix(f".{secrets.token_hex(4)}.incomplete")
-        for name in names
-        if not there(repo, name)
-    }
-    here = {name: 0 if name in partials else repo.files[name].size for name in names}
-    need = sum(repo.files[name].size for name in partials)
-    flow, pool = _Flow(token, here, threading.Event()), ThreadPoolExecutor(WORKERS)
-    tasks: list[Future[None]] = []
+    """Brings files into the cache, with others who want them, until this is closed."""
+    wanted = [name for name in names if not sound(repo, name)]
+    if not wanted:
+        touch(repo)
+        total = sum(repo.files[name].size for name in names)
+        yield Fetched("", total, total)
+        return
+    need = sum(repo.files[name].size for name in wanted if _moves(repo, name))
     try:
-        if partials:
-            remember(repo)
-            _check_disk(repo, need)
-        tasks += [pool.submit(_bring, repo, name, path, flow) for name, path in partials.items()]
-        yield from _progress(repo, tasks, here)
+        with using([repo.id]):
+            if not all(there(repo, name) for name in wanted):
+                remember(repo)
+                sweep(storage(repo.id))
+                make_room(repo.id, need, outstanding())
+            yield from _together(repo, names, wanted, repo.gated and token)
     except OSError as error:
-        raise _no_room(repo, need, str(error.strerror)) from error
-    finally:
-        flow.stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-        wait([task for task in tasks if not task.done()], timeout=1)
-        for partial in partials.values():  # of a thread that a silent server still holds
-            with suppress(OSError):
-                partial.unlink()
+        raise no_room(repo.id, need, str(error.strerror)) from error
 
 
-def _check_disk(repo: Repo, need: int) -> None:
-    if need > free_disk():
-        raise _no_room(repo, need, "too few")
+def _moves(repo: Repo, name: str) -> bool:
+    """Whether a file's bytes are still to come, and nobody here is fetching them."""
+    path = blob(repo, name)
+    whole = path.is_file() and path.stat().st_size == repo.files[name].size
+    return not whole and not there(repo, name) and not under_way(repo, name)
 
 
-def _no_room(repo: Repo, need: int, why: str) -> MergeError:
-    what = f"{repo.id} needs {need / 1e9:.1f} GB of disk, {free_disk() / 1e9:.1f} GB are free"
-    how = "free some, or point HF_HOME to a larger disk that can be written"
-    return MergeError(f"{what} ({why}): {how}.")
-
-
-def _progress(
-    repo: Repo, tasks: Sequence[Future[None]], arrived: Mapping[str, int]
+def _together(
+    repo: Repo, names: Sequence[str], wanted: Sequence[str], token: Token
 ) -> Iterator[Fetched]:
-    total, most, running = sum(repo.files[name].size for name in arrived), 0, set(tasks)
-    while True:
-        finished, running = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
-        for task in finished:
-            task.result()
-        most = max(most, sum(arrived.values()))  # a damaged file starts anew, the bar does not
-        unfinished = (name for name, size in arrived.items() if size < repo.files[name].size)
-        yield Fetched(next(unfinished, ""), most, total)
-        if not running:
-            return
+    total, most = sum(repo.files[name].size for name in names), 0
+    waiting, streams = list(wanted), dict[str, Stream]()
+    here = {name: 0 if name in wanted else repo.files[name].size for name in names}
+    try:
+        while waiting or streams:
+            _take_up(repo, waiting, streams, token)
+            running = [stream.ended for stream in streams.values()]
+            wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
+            for name in [name for name, stream in streams.items() if stream.ended.done()]:
+                if _finish(repo, name, streams.pop(name), token):
+                    here[name] = repo.files[name].size
+                else:
+                    waiting.append(name)
+            here |= {name: min(s.arrived, s.size) for name, s in streams.items()}
+            most = max(most, sum(here.values()))  # a damaged file starts anew, the bar does not
+            yield Fetched(_current(streams), most, total)
+    finally:
+        _leave(streams.values())
 
 
-def _bring(repo: Repo, name: str, partial: Path, flow: _Flow) -> None:
-    """One file, from the Hub to its place in the cache."""
-    whole, size = blob(repo, name), repo.files[name].size
-    if not whole.is_file() or whole.stat().st_size != size:
-        if not any(_save(repo, name, partial, flow) for _ in range(2)):
-            what = f"{name} of {repo.id} came damaged twice (its checksum is not the Hub's)"
-            raise MergeError(f"{what}: try again later.")
-        partial.replace(whole)
-    link(repo, name)
-    flow.arrived[name] = size
+def _take_up(repo: Repo, waiting: list[str], streams: dict[str, Stream], token: Token) -> None:
+    """Joins the files that others fetch; starts others as far as there are WORKERS."""
+    for name in list(waiting):
+        if len(streams) < WORKERS or under_way(repo, name):
+            streams[name] = follow(repo, name, token)
+            waiting.remove(name)
 
 
-def _save(repo: Repo, name: str, partial: Path, flow: _Flow) -> bool:
-    """Streams a file to `partial`; whether its checksum is the Hub's."""
-    file = repo.files[name]
-    git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-    digest = hashlib.sha256() if file.sha256 else git
-    with partial.open("wb") as out:
+def _finish(repo: Repo, name: str, stream: Stream, token: Token) -> bool:
+    """Names a file that came whole; False if somebody else's token could not fetch it."""
+    leave(stream)
+    try:
+        stream.ended.result()
+    except MergeError:
+        if stream.token == token:
+            raise
+        return False
+    if not sound(repo, name):
+        link(repo, name)
+    return True
 
-        def resume() -> None:
-            at = out.tell()
-            with _file(repo, name, flow.token, f"bytes={at}-" if at else "") as response:
-                skip = 0 if response.status_code == 206 else at
-                for chunk in response.iter_bytes():
-                    if flow.stop.is_set():
-                        raise CancelledError
-                    out.write(chunk[skip:])
-                    digest.update(chunk[skip:])
-                    skip = max(0, skip - len(chunk))
-                    flow.arrived[name] = out.tell()
 
-        patiently(resume, flow.stop)
-    return digest.hexdigest() == blob(repo, name).name
+def _current(streams: Mapping[str, Stream]) -> str:
+    """The file under way and, in brackets, what it waits for."""
+    name, note = next(((name, stream.note) for name, stream in streams.items()), ("", ""))
+    return f"{name} ({note})" if note else name
+
+
+def _leave(streams: Collection[Stream]) -> None:
+    for stream in streams:
+        leave(stream)
+    left = [stream for stream in streams if stream.stop.is_set()]
+    wait([stream.ended for stream in left], timeout=1)
+    for stream in left:  # of a thread that a silent server still holds
+        with suppress(OSError):
+            stream.partial.unlink()

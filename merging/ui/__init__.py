@@ -15,8 +15,8 @@ from starlette.requests import Request
 
 from merging.sources import APP
 from merging.ui import asking, choosing, finding, keeping, look
-from merging.ui.api import LIMIT, endpoints
 from merging.ui import form as forms
+from merging.ui.api import LIMIT, endpoints
 from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
 from merging.ui.limits import OwnPage, RequestCap
@@ -102,11 +102,11 @@ def _finding(page: Page) -> None:
     def typed(at: gr.KeyUpData, login: gr.OAuthToken | None, request: gr.Request) -> Any:
         return finding.listing(visitor(page.private(request), login), at.input_value, at.key)
 
-    say = f"() => window.playground.listed({json.dumps(forms.listed())})"
     for slot, picker in page.form.pickers.items():
-        typing = picker.key_up(typed, None, [picker, page.found], **last)
-        typing.then(None, None, picker, js=say)
-        picker.blur(None, None, picker, js=say)
+        at, curated = json.dumps(f"#pick-{slot} input"), json.dumps(forms.listed())
+        rest = {"js": f"() => window.playground.listed({at}, {curated})", "outputs": picker}
+        picker.key_up(typed, None, [picker, page.found], **last).then(None, **rest)
+        picker.blur(None, **rest)
         if slot != "base":
             _on(picker.input, partial(finding.relatives, slot), page, form, {chips}, **last)
     _on(chips.click, finding.take, page, {*form, chips}, page.filled())

@@ -44,10 +44,14 @@ class Form:
         return {*self.inputs(), *self.groups.values(), self.about}
 
 
+def listed() -> list[tuple[str, str]]:
+    """What the pickers list while nobody types: labels and models."""
+    return [(look.named(name), name) for name in offered()]
+
+
 def pickers() -> dict[str, gr.Dropdown]:
     labels = {"base": "○ Base", "a": "◆ Model A", "b": "● Model B", "c": "▲ Model C (optional)"}
-    names = [(look.named(name), name) for name in offered()]
-    found = {}
+    names, found = listed(), {}
     for row in (("base", "a"), ("b", "c")):
         with gr.Row():
             for slot in row:

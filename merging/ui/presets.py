@@ -1,6 +1,7 @@
 """The recipes that come with the app, and what its pickers offer; knows no components."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from merging.recipe import Recipe
@@ -23,10 +24,11 @@ def presets(folder: Path = APP / "assets" / "recipes") -> tuple[Preset, ...]:
     return tuple(_read(path) for path in sorted(folder.glob("*.yaml")))
 
 
-def offered() -> list[str]:
+@cache
+def offered() -> tuple[str, ...]:
     """Models that the pickers list: the embedded ones, then those of the presets."""
     named = [name for p in presets() for name in Recipe.from_yaml(p.text).names()]
-    return list(dict.fromkeys((*RESERVED, *named)))
+    return tuple(dict.fromkeys((*RESERVED, *named)))
 
 
 def _read(path: Path) -> Preset:

@@ -6,7 +6,8 @@
         hub.fault("GET /cdn/", "reset", after=1000, times=1)
         ...                                          # hub.url, hub.log
 
-Knows what the real Hub answers to the calls that are tested; it has no Xet, no pages and no search.
+Knows what the real Hub answers to the calls that are tested: reading, searching, publishing and
+signing in (login.py says how to start an app for it). It has no Xet and no pages.
 """
 
 from .server import LocalHub

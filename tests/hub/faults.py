@@ -1,11 +1,17 @@
-"""Broken answers of the test Hub, made on purpose, and the bodies of files, whole or broken.
+"""Broken answers of the test Hub, made on purpose, whatever the request; knows no repos.
 
-503, 429 …  that status instead of an answer
-reset       a TCP reset; truncate: a clean close; both after `after` bytes of the body
-hang        silence, for `after` None before any answer, else after that many bytes
-slow        pieces of `piece` bytes, `delay` seconds apart
-corrupt     zeros of the right length
+    hub.fault("GET /cdn/", "reset", times=2, after=1000)
+
+503, 403 …  that status instead of an answer; 429 asks to come back after `wait` seconds
+reset       a TCP reset; truncate: a clean close; hang: silence; all three after `after` bytes of
+            the answer's body, or of what a PUT or POST sends; before any answer where it is None
+lost        the request is carried out, then the connection is reset without an answer
+slow        pieces of `piece` bytes, `delay` seconds apart; what a PUT sends is read as slowly
+corrupt     zeros of the right length, in the answer or in what a PUT sends
 no_range    the whole file where a part was asked for
+short       half the file, with a Content-Length that says so
+wrong_etag  another checksum than the content's, on downloads and in listings
+no_commit   a download without the commit's hash
 """
 
 from __future__ import annotations
@@ -14,13 +20,15 @@ import asyncio
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+
+BREAKS = ("reset", "truncate", "hang")
+KINDS = (*BREAKS, "lost", "slow", "corrupt", "no_range", "short", "wrong_etag", "no_commit")
+LIMIT = '"fixed window";"api";q=500;w=300'
 
 
 @dataclass
@@ -35,44 +43,85 @@ class Fault:
     delay: float = 0.1
     wait: int = 7
 
+    def __post_init__(self) -> None:
+        if not (self.kind in KINDS or self.kind.isdigit()):
+            raise ValueError(f"No fault is called {self.kind}; choose one of {KINDS} or a status.")
+
     def refusal(self) -> Response | None:
         if not self.kind.isdigit():
             return None
-        limit = {"RateLimit": f'"api";r=0;t={self.wait}', "RateLimit-Policy": '"api";q=500;w=300'}
-        headers = limit if self.kind == "429" else {}
-        return Response("injected", int(self.kind), headers)
+        limit = {"RateLimit": f'"api";r=0;t={self.wait}', "RateLimit-Policy": LIMIT}
+        limit["Retry-After"] = str(self.wait)
+        return Response("injected", int(self.kind), limit if self.kind == "429" else {})
 
 
-def send(request: Request, file: Path, headers: dict[str, str]) -> Response:
-    """A file or the part asked for, spoilt by the request's fault."""
-    fault, size = request.state.fault, file.stat().st_size
-    kind = fault.kind if fault else ""
-    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
-    start, stop, status = 0, size, 200
-    if asked and kind != "no_range":
-        start, stop, status = int(asked[1]), min(int(asked[2] or size - 1) + 1, size), 206
-        headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
-    headers |= {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"}
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers)
-    data = file.read_bytes()[start:stop]
-    data = bytes(len(data)) if kind == "corrupt" else data
-    return StreamingResponse(body(data, fault, request.state.transport), status, headers)
+def kind_of(request: Request) -> str:
+    """The kind of the request's fault; "" for none."""
+    fault: Fault | None = request.state.fault
+    return fault.kind if fault else ""
 
 
-async def body(data: bytes, fault: Fault | None, transport: Any) -> AsyncIterator[bytes]:
-    after = fault.after if fault else None
-    piece = fault.piece if fault and fault.kind == "slow" else 1 << 16
-    cut = data if after is None else data[:after]
-    for at in range(0, len(cut), piece):
-        if transport.is_closing():
+@dataclass
+class Spoilt:
+    """An ASGI app, one of whose requests a fault spoils."""
+
+    app: Any
+    fault: Fault
+    transport: Any
+    passed: int = 0
+    """Bytes of the body that went through: of the answer, or of what is uploaded."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        fault = self.fault
+        if fault.kind in BREAKS and fault.after is None:
+            await breaking(fault.kind, self.transport)
+        elif refusal := fault.refusal():
+            await refusal(scope, receive, send)
+        elif fault.kind == "lost":
+            await self.app(scope, receive, _nowhere)
+            await breaking("reset", self.transport)
+        elif scope["method"] in ("PUT", "POST"):
+            await self.app(scope, lambda: self._read(receive), send)
+        else:
+            await self.app(scope, receive, lambda message: self._write(message, send))
+
+    async def _read(self, receive: Any) -> Any:
+        """The next piece of an upload."""
+        message = await receive()
+        data, fault = message.get("body", b""), self.fault
+        self.passed += len(data)
+        if fault.kind == "slow":
+            await asyncio.sleep(fault.delay * len(data) / fault.piece)
+        if fault.kind in BREAKS and self.passed > (fault.after or 0):
+            await breaking(fault.kind, self.transport)
+            return {"type": "http.disconnect"}
+        return message | ({"body": bytes(len(data))} if data and fault.kind == "corrupt" else {})
+
+    async def _write(self, message: Any, send: Any) -> None:
+        """The next piece of an answer."""
+        fault, data = self.fault, message.get("body", b"")
+        if not data:
+            await send(message)
             return
-        yield cut[at : at + piece]
-        if fault and fault.kind == "slow":
-            await asyncio.sleep(fault.delay)
-    if fault and len(cut) < len(data):
-        await asyncio.sleep(0.05)  # lets what was sent leave the machine's buffers
-        await breaking(fault.kind, transport)
+        room = max(0, (fault.after or 0) - self.passed) if fault.kind in BREAKS else len(data)
+        self.passed += len(data)
+        kept = bytes(len(data)) if fault.kind == "corrupt" else data[:room]
+        size = fault.piece if fault.kind == "slow" else len(data)
+        for at in range(0, len(kept), size):
+            if self.transport.is_closing():
+                return
+            last = at + size >= len(data)
+            more = message.get("more_body", False) or not last
+            await send(message | {"body": kept[at : at + size], "more_body": more})
+            if fault.kind == "slow":
+                await asyncio.sleep(fault.delay)
+        if len(kept) < len(data):
+            await asyncio.sleep(0.05)  # lets what was sent leave the machine's buffers
+            await breaking(fault.kind, self.transport)
+
+
+async def _nowhere(_: Any) -> None:
+    """Sends nothing."""
 
 
 async def breaking(kind: str, transport: Any) -> None:

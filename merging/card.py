@@ -1,0 +1,115 @@
+"""The model card: what a merged model was made of, how, and under which licences.
+
+It claims nothing of what the model can do, and shows of a local folder only its last name.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merging.recipe import Recipe
+from merging.sources import RESERVED, Source
+
+if TYPE_CHECKING:
+    from merging.plan import Plan
+
+IDENTITY = "merge_identity"
+"""The line of the card's metadata by which the same merge is known again."""
+HUB = re.compile(r"([^/@+\s]+/[^/@+\s]+)@([0-9a-f]{40})")
+"""A model of the Hub, or one part of it, as a pinned recipe names it."""
+OWN = re.compile(r"other|unknown")
+"""Licences of which no two need be the same."""
+
+
+def card(plan: "Plan", recipe: str) -> str:
+    """The text of README.md; the recipe stands last, so that it can be pasted from there."""
+    variant = "" if plan.recipe.variant == "mergekit" else f" (variant `{plan.recipe.variant}`)"
+    parents = "".join(f"- {_parent(s)}\n" for s in plan.sources)
+    watch = "".join(f"{line}\n" for line in _watch(plan))
+    return (
+        f"---\n{_metadata(plan)}---\n\n# A {plan.method.title} merge\n\nMade of these models by "
+        f"[{plan.method.title}]({plan.method.paper}){variant}, each with the licence that its own "
+        f"card states:\n\n{parents}\n"
+        + (f"Before you use or share it:\n\n{watch}\n" if watch else "")
+        + f"The recipe, in mergekit's YAML:\n\n```yaml\n{recipe}```\n"
+    )
+
+
+def hub_ids(recipe: Recipe) -> list[str]:
+    """The Hub's names of all parents, adapters and bases, once each."""
+    found = (HUB.fullmatch(part) for name in recipe.names() for part in name.split("+"))
+    return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def public_names(names: Iterable[str]) -> Mapping[str, str]:
+    """Names as others may see them: of a local folder the last part, and a number if it is taken.
+
+    >>> public_names(("/home/me/ada", "/tmp/ada", "assets/demo/a"))
+    {'/home/me/ada': 'ada', '/tmp/ada': 'ada-2', 'assets/demo/a': 'assets/demo/a'}
+    """
+    shown: dict[str, str] = {}
+    for name in names:
+        bare = "+".join(_last(part) for part in name.split("+"))
+        taken = sum(re.sub(r"-\d+$", "", other) == bare for other in shown.values())
+        shown[name] = bare if bare not in shown.values() else f"{bare}-{taken + 1}"
+    return shown
+
+
+def _last(part: str) -> str:
+    if part in RESERVED or HUB.fullmatch(part):
+        return part
+    return Path(part).expanduser().resolve().name or "folder"
+
+
+def _metadata(plan: "Plan") -> str:
+    bases = "".join(f"- {id}\n" for id in hub_ids(plan.recipe))
+    licences = {source.license for source in plan.sources}
+    one = next(iter(licences)) if len(licences) == 1 else None
+    plain = one and re.fullmatch(r"[a-z][a-z0-9.-]*", one) and not OWN.fullmatch(one)
+    return (
+        "library_name: transformers\npipeline_tag: text-generation\n"
+        + (f"license: {one}\n" if plain else "")
+        + "tags:\n- merge\n"
+        + (f"base_model:\n{bases}base_model_relation: merge\n" if bases else "")
+        + f'{IDENTITY}: "{plan.identity}"\n'
+    )
+
+
+def _parent(source: Source) -> str:
+    licence = f"licence {source.license}" if source.license else "no licence found"
+    return f"{_shown(source.name)}: {licence}"
+
+
+def _shown(name: str) -> str:
+    return " with the adapter ".join(_part(part) for part in name.split("+"))
+
+
+def _part(part: str) -> str:
+    if found := HUB.fullmatch(part):
+        id, commit = found.groups()
+        return f"[{id}](https://huggingface.co/{id}/tree/{commit}) at `{commit}`"
+    if part in RESERVED:
+        return f"`{part}`, which comes with the merge playground"
+    return f"`{_last(part)}`, a local folder that is not on the Hub"
+
+
+def _watch(plan: "Plan") -> Iterator[str]:
+    """What those who use the merge should look at; nothing where all agree on a licence."""
+    names = {s.name: "+".join(_bare(p) for p in s.name.split("+")) for s in plan.sources}
+    stated = {s.license for s in plan.sources if s.license}
+    if len(stated) > 1:
+        yield "- The parents' licences differ, and each of them may bind this merge too."
+    for source in plan.sources:
+        licence, name = source.license or "", names[source.name]
+        if re.search(r"(^|-)nc(-|$)", licence.lower()):
+            yield f"- {name} allows no commercial use ({licence})."
+        if not licence:
+            yield f"- {name} states no licence: ask whoever made it."
+        if source.gated:
+            yield f"- {name} is not open to all: this merge is for those who have access to it."
+
+
+def _bare(part: str) -> str:
+    found = HUB.fullmatch(part)
+    return found[1] if found else _last(part)

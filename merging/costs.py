@@ -1,0 +1,185 @@
+"""What a merge costs on this machine, in disk, memory and time, before anything is paid.
+
+It knows plans and this machine, and times a method on made-up numbers; it reads no weights.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from merging import hub
+from merging.blocks import BLOCK, Work, combine, cores, measure, pooled, slices
+from merging.library import chat_dtype
+from merging.notes import Note
+from merging.pairing import Step
+from merging.plan import Plan
+
+SMALL = 1024
+"""Elements of a tensor that costs no more than its handling."""
+ROUNDS, ENOUGH = 3, 0.03
+"""Each method is timed so often at most, and not again after so many seconds."""
+BUFFERS = 4
+"""Blocks in float32 that a thread holds beside the parents', about."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes, but for `seconds`, None where it was not measured, and `fitting`.
+
+    `missing` is to be fetched onto a disk with `disk_free`. Of the `room` that models may take on
+    the device, `merge_bytes` are for the merged model with its blocks under way, `chat_bytes` for
+    it and all its parents. Models of `fitting` parameters each would all have room.
+    """
+
+    missing: int
+    disk_free: int
+    chat_bytes: int
+    merge_bytes: int
+    seconds: float | None
+    room: int
+    fitting: int
+
+
+def costs(plan: Plan, *, room: int, device: str) -> Costs:
+    """What the merge would take, and a chat with it and its parents; a twentieth of a second.
+
+    `room` is the device's budget for models. Seconds are for parents in memory or on a disk that
+    keeps up, and are measured on a CPU only.
+    """
+    dtype = chat_dtype(device)
+    merged = _bytes(plan.steps, dtype)
+    parents = sum(_bytes(list(source.tensors.values()), dtype) for source in plan.sources)
+    threads = cores() if device == "cpu" else 1
+    under_way = 4 * BLOCK * (len(plan.sources) + BUFFERS) * threads
+    elements = sum(step.size for step in plan.steps)
+    each = room * elements // max(1, merged + parents)
+    return Costs(
+        plan.missing, hub.free_disk(), merged + parents, merged + under_way,
+        seconds(plan) if device == "cpu" else None, room, each,
+    )  # fmt: skip
+
+
+def notes(costs: Costs) -> tuple[Note, ...]:
+    """One green line; what does not fit has a line of its own instead."""
+    fine, found = [], []
+    if costs.missing > costs.disk_free:
+        found.append(Note(
+            "red", f"{_size(costs.missing)} to fetch, and {_size(costs.disk_free)} free on the "
+            f"disk: free {_size(costs.missing - costs.disk_free)}, or choose smaller models."
+        ))  # fmt: skip
+    elif costs.missing:
+        fine.append(f"{_size(costs.missing)} to fetch, {_size(costs.disk_free)} free on the disk")
+    else:
+        fine.append("Nothing to fetch")
+    smaller = f"choose models of at most {_count(costs.fitting)} parameters each"
+    free = f"{_size(costs.room)} of memory {'is' if costs.room < 2e9 else 'are'} free for models"
+    if costs.merge_bytes > costs.room:
+        found.append(Note(
+            "red", f"Merging takes {_size(costs.merge_bytes)} here, and {free}: {smaller}, or "
+            "merge into a folder with `python -m merging run`."
+        ))  # fmt: skip
+    elif costs.chat_bytes > costs.room:
+        found.append(Note(
+            "amber", f"Parents and merged model take {_size(costs.chat_bytes)} together, and "
+            f"{free}: to chat with all at once, {smaller}."
+        ))  # fmt: skip
+    else:
+        fine.append(f"{_size(costs.chat_bytes)} of memory, {_size(costs.room)} free")
+    if costs.seconds is not None:
+        fine.append(f"{_duration(costs.seconds)} to merge")
+    return (*found, *([Note("green", " · ".join(fine))] if fine else []))
+
+
+def seconds(plan: Plan) -> float | None:
+    """How long the merge takes on all cores, from the method's own speed on made-up tensors.
+
+    None where its values are such that even these do not stay finite.
+    """
+    steps = [step for step in plan.steps if step.size and not step.copied]
+    if not steps:
+        return 0.0
+    largest = max(steps, key=lambda step: step.size)
+    block = min(BLOCK, largest.size)
+    width = 1 if plan.method.whole else min(cores(), -(-largest.size // block))
+    with pooled("cpu") as pool:
+        trial = _Trial(plan, largest, pool)
+        try:
+            handling = trial.best(SMALL)
+            round = max(0.0, trial.best(block * width) - handling)
+        except ArithmeticError:
+            return None
+    return sum(handling + round * _rounds(step.size / block, width) for step in steps)
+
+
+def _rounds(blocks: float, width: int) -> float:
+    """How many times all cores take a block each: a small tensor keeps one of them busy."""
+    return blocks if blocks <= 1 else max(1.0, blocks / width)
+
+
+class _Trial:
+    """A method on tensors like a step's, but made up: fine-tunes, near one another."""
+
+    def __init__(self, plan: Plan, step: Step, pool: ThreadPoolExecutor) -> None:
+        self.plan, self.step, self.pool = plan, step, pool
+        reads = zip(step.sources, step.reads, strict=True)
+        types = [plan.sources[n].tensors[read].dtype for n, read in reads]
+        random = torch.Generator().manual_seed(0)
+        common = torch.randn(BLOCK, generator=random)
+        noise = common.roll(1)
+        self.parents = [(common + noise * 0.02 * n).to(kind) for n, kind in enumerate(types)]
+
+    def best(self, size: int) -> float:
+        """The shortest of a few times: the rest is other programs'."""
+        start = time.monotonic()
+        found = [self.time(size)]
+        while len(found) < ROUNDS and time.monotonic() - start < ENOUGH:
+            found.append(self.time(size))
+        return min(found)
+
+    def time(self, size: int) -> float:
+        """Seconds for a tensor of `size` elements, whose blocks are all alike."""
+        side = int(size**0.5)
+        shape = (side, side) if self.plan.method.whole else (size,)
+        size = torch.Size(shape).numel()
+        out = torch.empty(size, dtype=chat_dtype("cpu"))
+        work = Work(self.plan.method, self.step.values, self.plan.based, size, BLOCK, shape)
+
+        def read(start: int, stop: int) -> list[torch.Tensor]:
+            return slices(self.parents, 0, stop - start)
+
+        start = time.perf_counter()
+        numbers = measure([(work, read)], self.pool)
+        for _ in combine(work, read, numbers, out, self.step.dtype, self.pool):
+            pass
+        return time.perf_counter() - start
+
+
+class _Sized(Protocol):
+    """What has a type and a number of elements, as a Step or a TensorInfo."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def _bytes(tensors: Sequence[_Sized], dtype: torch.dtype | None) -> int:
+    return sum(t.size * (dtype or t.dtype).itemsize for t in tensors)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "under a second"
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"

@@ -1,0 +1,311 @@
+"""Keeps the cache within its bounds: what goes when room is needed, what killed downloads left.
+
+Removes only files that this app fetched, never a repo into which another tool put one, nor one in
+use. It fetches nothing, and knows neither commits nor access.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from merging.errors import MergeError
+from merging.hub.cache import disk, locked, storage
+from merging.hub.repo import Repo
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing can be leased there, so nothing is removed
+    fcntl = None  # type: ignore[assignment]
+
+MARKER = ".merging"
+"""In a storage folder: the checksums of the files that this app fetched; its time, the last use."""
+SHARE = 0.7  # of a Space's disk
+PARTIAL = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\.[0-9a-f]{8}\.incomplete")  # never resumed
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What this app keeps: `bytes` of `count` repos, of a `budget` if there is one; `free` disk."""
+
+    bytes: int
+    count: int
+    budget: int | None
+    free: int
+
+
+@dataclass(frozen=True)
+class _Mine:
+    """The storage folder of a repo of which this app fetched every file."""
+
+    folder: Path
+    bytes: int
+    used: float
+
+
+def kept_state() -> Kept:
+    """What is kept now; reads folders and no files. MergeError for a budget that is no number."""
+    sizes = [one.bytes for one in _mine() if one.bytes]
+    return Kept(sum(sizes), len(sizes), budget(), disk()[1])
+
+
+def budget() -> int | None:
+    """Bytes that this app may keep: MERGING_CACHE_GB, a share of a Space's disk, or no bound."""
+    said = os.environ.get("MERGING_CACHE_GB", "").strip()
+    if not said:
+        return int(SHARE * disk()[0]) if os.environ.get("SPACE_ID") else None
+    try:
+        value = float(said)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise MergeError(f"MERGING_CACHE_GB is {said!r}: set it to a number of GB, such as 40.")
+    return int(value * 1e9)
+
+
+@contextmanager
+def using(models: Iterable[str | Path]) -> Iterator[None]:
+    """Nothing of these models is removed meanwhile, by any process.
+
+    A model is a repo's name, with or without @revision, or a folder. What is not of the Hub is
+    passed over. What is not there yet is held from the moment it is fetched.
+    """
+    folders = sorted({folder for model in models if (folder := _storage_of(model))})
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(_lease(folder))
+        yield
+
+
+def touch(repo: Repo) -> None:
+    """Says that a repo is used now."""
+    with suppress(OSError):
+        os.utime(storage(repo.id) / MARKER)
+
+
+def sign(repo: Repo, etag: str) -> None:
+    """Says that this app fetched a file into a repo's storage folder."""
+    with suppress(OSError), (storage(repo.id) / MARKER).open("a") as marker:
+        marker.write(f"{etag}\n")
+
+
+def signed(repo: Repo, etag: str) -> bool:
+    """Whether this app fetched a file."""
+    return etag in _fetched(storage(repo.id))
+
+
+def make_room(id: str, need: int, coming: int) -> None:
+    """Removes what was not used for longest, until a repo fits beside the bytes still `coming`.
+
+    MergeError, and nothing is removed, if it cannot fit.
+    """
+    with ExitStack() as held:
+        every, (_, free) = _mine(), disk()
+        bound, kept = budget(), sum(one.bytes for one in every)
+        over = kept + need + coming - bound if bound is not None else 0
+        lack = max(over, need + coming - free)
+        chosen: list[_Mine] = []
+        for one in sorted(every, key=lambda one: one.used):
+            if lack > 0 and held.enter_context(_taken(one.folder)):
+                chosen.append(one)
+                lack -= one.bytes
+        if lack <= 0:
+            for one in chosen:
+                _remove(one.folder)
+            return
+    if bound is None or over <= 0 or need + coming > free:
+        raise no_room(id, need, "too few")
+    taken = f"{kept / 1e9:.1f} of the cache's {bound / 1e9:.1f} GB are taken, and in use"
+    how = "try again when they are free, choose smaller models, or raise MERGING_CACHE_GB"
+    raise MergeError(f"{id} needs {need / 1e9:.1f} GB of disk, {taken}: {how}.")
+
+
+def no_room(id: str, need: int, why: str) -> MergeError:
+    what = f"{id} needs {need / 1e9:.1f} GB of disk, {disk()[1] / 1e9:.1f} GB are free"
+    how = "free some, or point HF_HOME to a larger disk that can be written"
+    return MergeError(f"{what} ({why}): {how}.")
+
+
+def clean() -> int:
+    """Removes what killed downloads left, and what exceeds the budget. Returns the bytes freed."""
+    freed = sum(sweep(folder) for folder in _folders())
+    before = sum(one.bytes for one in _mine())
+    with ExitStack() as held:
+        for one in _mine():
+            if not one.bytes and held.enter_context(_taken(one.folder)):
+                _remove(one.folder)
+    over = before - bound if (bound := budget()) is not None else 0
+    for one in sorted(_mine(), key=lambda one: one.used):
+        with _taken(one.folder) as free:
+            if over > 0 and free:
+                _remove(one.folder)
+                over, freed = over - one.bytes, freed + one.bytes
+    return freed
+
+
+def sweep(folder: Path) -> int:
+    """Removes a storage folder's partial files that no live process holds; the bytes freed."""
+    freed = 0
+    for name, size in _sizes(folder / "blobs").items():
+        if (partial := PARTIAL.fullmatch(name)) and not _held(folder, partial[1]):
+            with suppress(OSError):
+                (folder / "blobs" / name).unlink()
+                freed += size
+    return freed
+
+
+def _held(folder: Path, etag: str) -> bool:
+    """Whether a live process, this or another, is fetching a file."""
+    try:
+        with locked(folder, etag, 0.01):
+            return False
+    except (TimeoutError, OSError):
+        return True
+
+
+def _folders() -> list[Path]:
+    with suppress(OSError), os.scandir(constants.HF_HUB_CACHE) as entries:
+        return [Path(entry.path) for entry in entries if entry.name.startswith("models--")]
+    return []
+
+
+def _mine() -> list[_Mine]:
+    """The repos that may be removed, if nobody uses them."""
+    found = []
+    for folder in _folders():
+        with suppress(OSError):
+            used = (folder / MARKER).stat().st_mtime
+            if not _strangers(folder):
+                found.append(_Mine(folder, sum(_sizes(folder / "blobs").values()), used))
+    return found
+
+
+def _strangers(folder: Path) -> bool:
+    """Whether another tool has files in a storage folder."""
+    others = _sizes(folder / "blobs").keys() - _fetched(folder)
+    if not all(PARTIAL.fullmatch(name) for name in others):
+        return True
+    # without symbolic links, the client keeps files in their commits' folders
+    paths = (path for path in (folder / "snapshots").rglob("*") if not path.is_symlink())
+    return any(path.is_file() and path.stat().st_nlink == 1 for path in paths)
+
+
+def _fetched(folder: Path) -> set[str]:
+    with suppress(OSError):
+        return set((folder / MARKER).read_text().split())
+    return set()
+
+
+def _sizes(blobs: Path) -> dict[str, int]:
+    """Bytes of each file in a folder; a link to the client's shared store takes none."""
+    sizes = {}
+    with suppress(OSError), os.scandir(blobs) as entries:
+        for entry in entries:
+            with suppress(OSError):  # gone meanwhile
+                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+    return sizes
+
+
+def _storage_of(model: str | Path) -> Path | None:
+    """The storage folder of a model, if it is one of the Hub."""
+    hub, path = Path(constants.HF_HUB_CACHE), Path(model)
+    inside = path.resolve().is_relative_to(hub.resolve()) and path.resolve() != hub.resolve()
+    first = path.resolve().relative_to(hub.resolve()).parts[0] if inside else ""
+    if first.startswith("models--"):
+        return hub / first
+    id = str(model).partition("@")[0]
+    plain = isinstance(model, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", id, re.ASCII)
+    return storage(id) if plain and not path.exists() else None
+
+
+@contextmanager
+def _lease(folder: Path) -> Iterator[None]:
+    handle = _shared(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                os.utime(handle)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a child has it too
+            os.close(handle)
+            if not _sizes(folder / "blobs"):  # nothing was fetched after all
+                with _taken(folder) as free:
+                    if free:
+                        _remove(folder)
+
+
+def _shared(folder: Path) -> int | None:
+    """The marker, made if need be, under a shared lock; None where there is no such thing."""
+    while fcntl is not None:
+        try:
+            (folder / "snapshots").mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder / MARKER, os.O_RDWR | os.O_CREAT, 0o664)
+        except FileNotFoundError:  # removed between the two
+            continue
+        except OSError:  # a cache that is only read
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        except OSError:  # a file system without locks
+            os.close(handle)
+            return None
+        if os.fstat(handle).st_nlink:
+            os.utime(handle)
+            return handle
+        os.close(handle)  # it was removed while this waited
+    return None
+
+
+@contextmanager
+def _taken(folder: Path) -> Iterator[bool]:
+    """Whether nobody uses a repo, and nobody begins to until this ends."""
+    if fcntl is None:
+        yield False
+        return
+    try:
+        handle = os.open(folder / MARKER, os.O_RDWR)
+    except OSError:
+        yield False
+        return
+    try:
+        alone = _locked(handle) and bool(os.fstat(handle).st_nlink)
+        yield alone and not _strangers(folder) and not _busy(folder)
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _busy(folder: Path) -> bool:
+    """Whether another tool is fetching a file into a repo: it has no lease."""
+    partials = map(PARTIAL.fullmatch, _sizes(folder / "blobs"))
+    return any(_held(folder, partial[1]) for partial in partials if partial)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a repo that is taken, its marker last: until then it counts as this app's."""
+    for name in ("snapshots", "refs", "blobs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != MARKER:
+            path.unlink(missing_ok=True)
+    (folder / MARKER).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody began anew
+        folder.rmdir()

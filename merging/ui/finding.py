@@ -1,0 +1,127 @@
+"""Finding models: what the pickers list as one types, and which relatives a choice has.
+
+It asks the Hub's lists alone, for seconds at most, and where they are silent the curated models
+remain; it checks nothing and fetches nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import gradio as gr
+
+from merging import hub
+from merging.errors import MergeError
+from merging.library import budget, chat_dtype
+from merging.merge import default_device
+from merging.methods import methods
+from merging.ui import choosing, look
+from merging.ui import form as forms
+from merging.ui.errors import Updates, Values
+from merging.ui.layout import Page
+from merging.ui.visitor import Visitor
+
+TOGETHER = 4
+"""Models in memory at a time: the base, two parents and the merged one."""
+TYPING = ("Backspace", "Delete", "Process", "Unidentified")
+"""Keys that change a text besides characters; the last two are all that a telephone says."""
+SIBLINGS = 4
+ALONE = "The Hub gives no answer: only the models that come with this page are listed."
+
+
+@cache
+def largest() -> int:
+    """Parameters of the largest model of which this machine could hold all that a merge needs."""
+    device = default_device()
+    dtype = chat_dtype(device)
+    return budget(device) // TOGETHER // (dtype.itemsize if dtype else 2)
+
+
+def listing(visitor: Visitor, text: str, key: str) -> tuple[Any, Any]:
+    """A picker's choices for a text that is being typed, and a word if the Hub is silent."""
+    if len(key) > 1 and key not in TYPING:
+        return gr.skip(), gr.skip()
+    wanted, note = text.strip(), ""
+    curated = [(label, name) for label, name in forms.listed() if _within(wanted, label)]
+    try:
+        found = hub.search(wanted, largest=largest(), token=visitor.token)
+    except MergeError:
+        found, note = (), look.hint(ALONE)
+    counted = {one.id: _label(one) for one in found}
+    choices = {name: counted.get(name, label) for label, name in curated}
+    choices |= counted
+    return gr.update(choices=_ordered(wanted, choices)), note
+
+
+def _label(found: hub.Found) -> str:
+    """`org/name · 0.49 B · 1.2 M downloads · gated`"""
+    size = [_rounded(found.parameters)] if found.parameters else []
+    parts = [found.id, *size, f"{_rounded(found.downloads)} downloads"]
+    return " · ".join([*parts, "gated"] if found.gated else parts)
+
+
+def _rounded(count: int) -> str:
+    units = (("B", 10**9, 10**8), ("M", 10**6, 10**5), ("K", 10**3, 10**3), ("", 1, 0))
+    unit, size = next((unit, size) for unit, size, least in units if count >= least)
+    value = count / size
+    digits = 0 if value >= 10 or not unit else 1 if value >= 1 else 2
+    return f"{value:.{digits}f} {unit}".strip()
+
+
+def _within(text: str, label: str) -> bool:
+    return text.lower() in label.lower()
+
+
+def _ordered(text: str, choices: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The exact name first, since Enter takes the first; a name that nobody lists, as it is."""
+    exact = [name for name in choices if name.lower() == text.lower()]
+    first = {name: choices[name] for name in exact} or ({text: text} if "/" in text else {})
+    return [(label, name) for name, label in ({**first, **choices}).items()]
+
+
+def relatives(slot: str, page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """Offer what goes with the model in a picker: its base, and its siblings for a free picker."""
+    picked = {key: (values[p] or "").strip() for key, p in page.form.pickers.items()}
+    name = picked[slot].rpartition("+")[2].partition("@")[0]
+    try:
+        lineage = hub.lineage(name, token=visitor.token)
+    except MergeError:  # no model of the Hub, or no Hub
+        lineage = hub.Lineage()
+    chips = _chips(picked, values[page.form.method], lineage)
+    yield {
+        page.relatives: gr.Dataset(
+            samples=[[f"{slot} {target} {id}"] for target, id in chips],
+            sample_labels=[f"{look.MARKS[target]} {id}" for target, id in chips],
+            label=f"Goes with {look.short(name)}", visible=bool(chips),
+        )
+    }  # fmt: skip
+
+
+def _chips(picked: Mapping[str, str], method: str, lineage: hub.Lineage) -> list[tuple[str, str]]:
+    """Which picker each relative would fill."""
+    rules = methods()[method]
+    known = {name.partition("@")[0] for name in picked.values()}
+    chips = []
+    if rules.base == "required" and known.isdisjoint(lineage.bases):
+        chips = [("base", id) for id in lineage.bases]
+    free = [key for key in forms.PARENTS[: rules.models[1]] if not picked[key]]
+    siblings = [one.id for one in lineage.siblings if one.id not in known]
+    return chips + [(free[0], id) for id in siblings[:SIBLINGS] if free]
+
+
+def take(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """Put the relative that was clicked into its picker, as if it had been chosen there."""
+    _, picker, id = _clicked(page, values)
+    yield {picker: id}
+    yield from choosing.change_models(page, visitor, {**values, picker: id})
+
+
+def further(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """The relatives that are left to offer after one was taken."""
+    slot, picker, id = _clicked(page, values)
+    yield from relatives(slot, page, visitor, {**values, picker: id})
+
+
+def _clicked(page: Page, values: Values) -> tuple[str, Any, str]:
+    slot, target, id = values[page.relatives][0].split(" ", 2)
+    return slot, page.form.pickers[target], id

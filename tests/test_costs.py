@@ -1,0 +1,132 @@
+"""What a merge is said to cost on this machine, against what it costs."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from merging import costs, merge, plan
+from merging import hub as ours
+from merging.costs import Costs
+from merging.sinks import Live
+from tests.conftest import WEIGHTS, config, loaded, recipe, save, tokenizer
+from tests.hub import LocalHub
+from tests.hub.fixtures import hub
+
+__all__ = ["hub"]  # a fixture
+
+Pico = dict[str, Path]
+PLENTY = Costs(0, 10**12, 10**9, 10**9, 5.0, 10**11, 10**10)
+
+
+def test_bytes(pico: Pico, hub: LocalHub) -> None:
+    """All columns are parents and merged model in the chat's type; files not here are counted."""
+    hub.add("org/a", pico["a"])
+    found = plan(recipe("ties", ["org/a", pico["b"]], base_model=pico["base"]))
+    elements = [sum(t.numel() for t in loaded(pico[n]).values()) for n in ("a", "b", "base")]
+    merged = sum(step.size for step in found.steps)
+    for device, width in (("cpu", 4), ("cuda", 2)):
+        spent = costs.costs(found, room=10**9, device=device)
+        assert spent.chat_bytes == width * (sum(elements) + merged)
+        assert width * merged < spent.merge_bytes
+        assert spent.fitting * spent.chat_bytes == pytest.approx(10**9 * merged, rel=1e-3)
+        assert spent.missing == (pico["a"] / WEIGHTS).stat().st_size
+        assert (spent.seconds is None) == (device == "cuda")
+    assert spent.disk_free == pytest.approx(ours.free_disk(), rel=0.2)
+
+
+def words(spent: Costs) -> list[tuple[str, str]]:
+    return [(note.level, note.text) for note in costs.notes(spent)]
+
+
+def test_what_fits_is_one_green_line() -> None:
+    """Bytes, memory and time at a glance."""
+    assert words(PLENTY) == [
+        ("green", "Nothing to fetch · 1.0 GB of memory, 100.0 GB free · about 5 s to merge")
+    ]
+    fetched = replace(PLENTY, missing=3_100_000_000, seconds=0.2)
+    assert words(fetched)[0][1].startswith("3.1 GB to fetch, 1000.0 GB free on the disk · ")
+    assert words(fetched)[0][1].endswith("under a second to merge")
+    assert words(replace(PLENTY, seconds=300.0))[0][1].endswith("about 5 min to merge")
+    assert "to merge" not in words(replace(PLENTY, seconds=None))[0][1]
+
+
+def test_a_disk_that_is_too_small_is_red() -> None:
+    """With how much to free."""
+    (level, text), *_ = words(replace(PLENTY, missing=45 * 10**9, disk_free=20 * 10**9))
+    assert level == "red"
+    assert "45.0 GB to fetch, and 20.0 GB free" in text
+    assert "free 25.0 GB, or choose smaller models" in text
+
+
+def test_memory_that_is_too_small() -> None:
+    """Amber if only the chat with all is too much, red if the merge is; and what would fit."""
+    spent = replace(PLENTY, merge_bytes=14 * 10**9, chat_bytes=56 * 10**9, fitting=500_000_000)
+    (level, text), *_ = words(replace(spent, room=20 * 10**9))
+    assert level == "amber"
+    assert "56.0 GB together, and 20.0 GB of memory are free" in text
+    assert "choose models of at most 500 M parameters each" in text
+    (level, text), *_ = words(replace(spent, room=8 * 10**9))
+    assert level == "red"
+    assert "Merging takes 14.0 GB here, and 8.0 GB" in text and "python -m merging run" in text
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Pico:
+    """Three models of three million elements."""
+    root, generator = tmp_path_factory.mktemp("larger"), torch.Generator().manual_seed(0)
+    shapes = {
+        "model.embed_tokens.weight": (64, 1024), "model.norm.weight": (1024,),
+        **{f"model.layers.{n}.mlp.up_proj.weight": (1024, 1024) for n in range(3)},
+    }  # fmt: skip
+    base = {k: torch.randn(shape, generator=generator) for k, shape in shapes.items()}
+    settings = {
+        "num_hidden_layers": 3, "hidden_size": 1024, "intermediate_size": 1024,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    for name in ("base", "a", "c"):
+        tensors = {k: v + 0.02 * torch.randn(v.shape, generator=generator) for k, v in base.items()}
+        save(root / name, {k: v.bfloat16() for k, v in tensors.items()})
+        written = config(64).to_dict() | settings | {"architectures": ["LlamaForCausalLM"]}
+        (root / name / "config.json").write_text(json.dumps(written))
+        tokenizer().save_pretrained(root / name)
+    return {name: root / name for name in ("base", "a", "c")}
+
+
+class Unbuilt(Live):
+    """Merges in memory and builds no class: that is not the method's time."""
+
+    def finish(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("method", ["ties", "slerp", "linear"])
+def test_seconds_are_about_right(method: str, larger: Pico) -> None:
+    """Within a factor of three of what the merge then takes, and quickly said."""
+    base = larger["a" if method == "slerp" else "base"]
+    found = plan(recipe(method, [larger["a"], larger["c"]], base_model=base))
+    for last in (False, False, True):  # other programs take their share of the machine
+        start = time.perf_counter()
+        said = costs.seconds(found)
+        took = time.perf_counter() - start
+        start = time.perf_counter()
+        for _ in merge(found, Unbuilt(dtype=torch.float32)):
+            pass
+        real = time.perf_counter() - start
+        if said and real / 3 < said < real * 3 and took < 0.15:
+            return
+        assert not last, f"{said} s said in {took} s, {real} s needed"
+
+
+def test_values_that_cannot_be_timed(pico: Pico) -> None:
+    """A step so long that made-up numbers overflow gives no time, and no error: the merge tells."""
+    found = plan(
+        recipe("task_arithmetic", [pico["a"], pico["c"]], base_model=pico["base"],
+               parameters={"weight": 1e7}, dtype="float16")
+    )  # fmt: skip
+    assert costs.seconds(found) is None
