@@ -10,10 +10,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from merging.library import prepare  # after the environment is set
+from merging import templates  # after the environment is set
+from merging.library import prepare  # likewise
 from merging.ui import LAUNCH, build  # likewise
 
 prepare()
+templates.start()
 demo = build()
 
 if __name__ == "__main__":

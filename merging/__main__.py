@@ -31,7 +31,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 2 for anything that the user can mend."""
     try:
-        given = _parser().parse_args(arguments)
+        given = _parsed(arguments)
         given.command(given)
     except MergeError as error:
         _say(str(error))
@@ -187,6 +187,17 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise MergeError(f"{message}: see `{self.prog} --help`.")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    given, more = parser.parse_known_args(arguments)
+    # argparse overlooks an OUT_DIR behind options, since it may be left out
+    if getattr(given, "out", "") is None and len(more) == 1 and not more[0].startswith("-"):
+        given.out = more.pop()
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    return given
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -126,14 +126,15 @@ def changes(
     """
     _check_config(name, config)
     lora = _Lora(name, config, own, base)
-    found = lora.changes()
-    ends = [n for n in found if EMBEDDING.search(n) or head(n)]
+    named = (*lora.full, *(f"{module}.weight" for module in lora.pieces))
+    ends = [n for n in named if EMBEDDING.search(n) or head(n)]
     if ends and lora.tied and config.get("ensure_weight_tying"):
         raise _inexact(name, "ensure_weight_tying")
     if ends and ties and not lora.tied:
         raise MergeError(
             f"{name} changes `{ends[0]}`, and its base ties that and stores it twice: {INSTEAD}."
         )
+    found = lora.changes()
     _check_vocabulary(name, found, base)
     return found
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import spaces
 
+from merging import templates
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
 from merging.library import Library, Loaded, budget, chat_dtype, load_parent
@@ -30,7 +31,7 @@ MERGED = "merged"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parent lies on this machine, under its pinned name; `adapter` is its second folder."""
+    """Where a parent lies on this machine, under its pinned name; `adapter` is a second folder."""
 
     name: str
     folder: str
@@ -120,6 +121,7 @@ def seconds(job: Job) -> int:
 
 @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types
 def _on_device(job: Job) -> Iterator[Event | _Failed]:
+    templates.start()  # a fresh worker has none, and the models take longer to load
     try:
         yield from _work(job, _library())
     except MergeError as error:

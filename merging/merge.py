@@ -20,7 +20,7 @@ from merging.errors import MergeError
 from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
-from merging.sources import Local, Remote, fetch
+from merging.sources import Checkpoint, Local, Remote, arrived, fetch
 
 Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 """What `measure` found, by tensor and measured parameters; valid for one set of parents."""
@@ -130,23 +130,27 @@ def survey(
 
 
 def fetched(plan: Plan, *, token: Token = False) -> Generator[Progress, None, Plan]:
-    """Bring every parent onto this machine; returns the plan over what is now here."""
+    """Bring every parent onto this machine; returns the plan over what is now here.
+
+    Each part comes once: several adapters may be on one base, which may be a parent besides.
+    """
     start, total, before = time.monotonic(), plan.missing, 0
-    here = []
-    for source in plan.sources:
-        steps = fetch(source, token=token)
+    parts = {part.name: part for source in plan.sources for part in source.parts}
+    here: dict[str, Checkpoint] = {}
+    for name, part in parts.items():
+        steps = fetch(part, token=token)
         try:
             while True:
                 at = next(steps)
                 done = before + at.done
                 speed = done / max(time.monotonic() - start, 1e-6)
                 left = (total - done) / speed if speed else 0.0
-                share = done / total if total else 1.0
+                share = min(1.0, done / total) if total else 1.0  # small files are counted as done
                 yield Progress(at.file, done, total, share, speed / 1e9, left, "fetch")
         except StopIteration as end:
-            here.append(end.value)
-        before += source.missing
-    return with_sources(plan, here)
+            here[name] = end.value
+        before += part.missing
+    return with_sources(plan, [arrived(source, here) for source in plan.sources])
 
 
 def _tensors(

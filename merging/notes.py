@@ -16,7 +16,7 @@ from merging.pairing import Step
 from merging.parameters import Settings
 from merging.recipe import Recipe
 from merging.roles import Part
-from merging.sources import Source
+from merging.sources import Adapter, Source
 from merging.tokens import Words
 from merging.vocabulary import Vocabulary
 
@@ -134,6 +134,17 @@ def _routers(steps: Sequence[Step]) -> list[Note]:
     return [
         Note("amber", f"A mixture of experts: its {len(found)} routers (`{found[0]}`, …) are "
              "merged like weights, which often upsets them. Chat with it before you rely on it.")
+    ]  # fmt: skip
+
+
+def about_adapters(parents: Sequence[Source]) -> list[Note]:
+    """Adapters that were trained on other weights than those they are put on."""
+    names = shown(p.name for p in parents)
+    return [
+        Note("amber", f"{names[p.name]}: the adapter was trained on {p.quantised}, which is "
+             f"quantised. On {p.base.name.partition('@')[0]} it is an approximation.")
+        for p in parents
+        if isinstance(p, Adapter) and p.quantised
     ]  # fmt: skip
 
 

@@ -50,7 +50,8 @@ class Plan:
     @property
     def missing(self) -> int:
         """Bytes still to be fetched."""
-        return sum(source.missing for source in self.sources)
+        parts = {p.name: p.missing for source in self.sources for p in source.parts}
+        return sum(parts.values())
 
 
 def plan(
@@ -81,8 +82,9 @@ def plan(
     template, about_template = _template(recipe, donor, parents)
     pinned = recipe.renamed({name: source.name for name, source in found.items()})
     found_notes = [
-        *notes.about_models(parents, steps, donor), *about_tokens, *about_template,
-        *notes.about_licences(parents), *notes.about_recipe(recipe, chosen, parts),
+        *notes.about_models(parents, steps, donor), *notes.about_adapters(parents), *about_tokens,
+        *about_template, *notes.about_licences(parents),
+        *notes.about_recipe(recipe, chosen, parts),
     ]  # fmt: skip
     return Plan(
         pinned, recipe.listed(), method, parents, method.base == "required", donor,
@@ -136,7 +138,7 @@ def _vocabulary(
         )
     parents = {s.name: s for s in found.values()}
     sizes = {name: rows(s) for name, s in parents.items()}
-    loaded = {name: tokens.load(s.folder, name) for name, s in parents.items()}
+    loaded = {name: tokens.load(s.tokenizer, name) for name, s in parents.items()}
     tokenizers = {name: t for name, t in loaded.items() if t is not None}
     lacking = [name for name in parents if name not in tokenizers]
     if lacking:
@@ -172,6 +174,6 @@ def _template(
             f"nor a Jinja template of at most {TEMPLATE_CAP // 1024} KB: "
             "write one of them."
         )
-    own = {p.name: own_template(p.folder, p.name) for p in (donor, *parents)}
+    own = {p.name: own_template(p.tokenizer, p.name) for p in (donor, *parents)}
     taken = next((name for name, template in own.items() if template), None)
     return own.get(taken or ""), notes.about_templates(own, taken)

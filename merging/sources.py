@@ -174,7 +174,8 @@ class Adapter:
 
     @property
     def license(self) -> str | None:
-        return " / ".join(dict.fromkeys(p.license for p in self.parts if p.license)) or None
+        found = dict.fromkeys(part.license for part in self.parts)
+        return " / ".join(one or "none found" for one in found) if any(found) else None
 
     @property
     def gated(self) -> bool:
@@ -338,11 +339,19 @@ def open_folder(
 
 def fetch(source: Source, *, token: hub.Token = False) -> Generator[hub.Fetched, None, Local]:
     """Bring a source onto this machine; yields bytes as they come, returns it as it is here."""
-    if isinstance(source, Adapter):
-        base = yield from _fetch(source.base, token, 0, source.own.missing)
-        own = yield from _fetch(source.own, token, source.base.missing, 0)
-        return on_base(base, own)
-    return (yield from _fetch(source, token, 0, 0))
+    here: dict[str, Checkpoint] = {}
+    before, after = 0, source.missing
+    for part in source.parts:
+        after -= part.missing
+        here[part.name] = yield from _fetch(part, token, before, after)
+        before += part.missing
+    return arrived(source, here)
+
+
+def arrived(source: Source, here: Mapping[str, Checkpoint]) -> Local:
+    """The source over its parts as they are on this machine, by their names."""
+    first, *own = (here[part.name] for part in source.parts)
+    return on_base(first, own[0]) if own else first
 
 
 def _fetch(

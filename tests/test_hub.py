@@ -14,6 +14,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.hf_api import RepoFile
 from safetensors.numpy import save_file
 
 from merging import hub as ours
@@ -279,23 +280,19 @@ def test_a_short_rate_limit_is_waited_for(hub: LocalHub, folder: Path) -> None:
     assert 1 <= time.monotonic() - start < 4
 
 
-@pytest.mark.parametrize("call", ["whoami", "model_info", "list_models"])
+@pytest.mark.parametrize("call", ["whoami", "model_info"])
 def test_no_call_of_the_client_waits_for_ever(
     hub: LocalHub, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """Even calls that have no time-out, and those that ask for none, end."""
     monkeypatch.setattr(client, "SILENCE", 0.3)
     hub.fault("GET /api/", "hang", times=9)
-    ask = {
-        "whoami": lambda: client.api().whoami(token="hf_x"),
-        "model_info": lambda: client.api().model_info("org/tiny"),
-        "list_models": lambda: client.api().list_models(limit=1),
-    }[call]
+    api = client.api()
     with (
         pytest.raises(MergeError, match=r"connection to the Hub failed"),
         client.plainly("org/tiny", "main"),
     ):
-        list(ask()) if call == "list_models" else ask()
+        api.whoami(token="hf_x") if call == "whoami" else api.model_info("org/tiny")
 
 
 def test_a_failing_hub_is_said_in_one_sentence(hub: LocalHub, folder: Path) -> None:
@@ -663,14 +660,12 @@ def test_a_hub_that_cannot_resume_is_still_right(
     assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["hang", "403", "short", "wrong_etag", "no_commit", "truncate"])
+@pytest.mark.parametrize("kind", ["hang", "short", "wrong_etag", "no_commit", "truncate"])
 @pytest.mark.parametrize("where", ["GET /cdn/", "GET .*/resolve/.*config.json"])
 def test_whatever_breaks_once_the_files_come_right(
     hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
 ) -> None:
-    """Silence, an expired link, half a file, a strange header: the bytes are those published."""
-    if kind == "403" and "resolve" in where:
-        pytest.skip("that is a refusal, and none of the storage")
+    """Silence, a cut, half a file, a strange header: the bytes are those published."""
     monkeypatch.setattr(client, "PAUSE", 0.01)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     hub.add("org/tiny", folder)
@@ -689,10 +684,15 @@ def test_an_expired_link_is_asked_for_anew(
     """Where the storage refuses, the Hub is asked for another link, and in the end says so."""
     monkeypatch.setattr(client, "PAUSE", 0.01)
     hub.add("org/tiny", folder)
+    hub.fault("GET /cdn/", "403")
+    drain(ours.pin("org/tiny"))
+    assert len(hub.requests("/resolve/.*/model.safetensors")) == 2
+    write_weights(folder / "model.safetensors", 7)
+    hub.add("org/tiny", folder)
     hub.fault("GET /cdn/", "403", times=99)
     with pytest.raises(MergeError, match=r"The Hub fails on org/tiny \(error 403\)"):
         drain(ours.pin("org/tiny"))
-    assert len(hub.requests("/resolve/.*/model.safetensors")) == client.ATTEMPTS
+    assert len(hub.requests("/resolve/.*/model.safetensors")) == 2 + client.ATTEMPTS
     assert leftovers() == []
 
 
@@ -880,23 +880,6 @@ def test_a_full_disk_is_seen_before_bytes_move(hub: LocalHub, folder: Path) -> N
     assert not hub.requests("/resolve/")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no limit on files")
-def test_a_disk_that_fills_up_is_said(hub: LocalHub, folder: Path) -> None:
-    """Mid-file, the disk refuses: one sentence, and nothing half-kept."""
-    hub.add("org/tiny", folder)
-    code = (
-        "import resource; from merging import hub; from merging.errors import MergeError\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
-        "try: list(hub.download(hub.pin('org/tiny')))\n"
-        "except MergeError as error: print(error)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "org/tiny needs 0.0 GB of disk" in run.stdout, run.stderr
-    assert leftovers() == []
-    assert ours.cached(ours.pin("org/tiny")) is None
-    drain(ours.pin("org/tiny"))
-
-
 def test_a_cache_that_cannot_be_written_is_said(hub: LocalHub, folder: Path) -> None:
     """What the disk refuses is said in one sentence too."""
     hub.add("org/tiny", folder)
@@ -938,7 +921,8 @@ def test_the_local_hub_answers_the_client_as_the_hub_does(hub: LocalHub, folder:
     hub.add("org/gated", folder, gated=True)
     hub.user("hf_alice", reads=["org/gated"])
     api = huggingface_hub.HfApi()
-    tree = {node.path: node.size for node in api.list_repo_tree("org/gated", token="hf_alice")}
+    nodes = api.list_repo_tree("org/gated", recursive=True, token="hf_alice")
+    tree = {node.path: node.size for node in nodes if isinstance(node, RepoFile)}
     assert tree["config.json"] == (folder / "config.json").stat().st_size
     (node,) = api.get_paths_info("org/gated", ["model.safetensors"], token="hf_alice")
     assert node.lfs and node.lfs.size == node.size

@@ -84,3 +84,232 @@ def answer(name: str, **how: Any) -> list[int]:
     ids = tokenizer("What is 38 + 27?", return_tensors="pt").input_ids
     out = model.generate(ids, max_new_tokens=6, do_sample=False, attention_mask=ids != -1)
     return list(out[0].tolist())
+
+
+def test_private_unless_asked(alice: LocalHub, ties: Path, capsys: Any) -> None:
+    """A bare name is a private repo of the user's own; --public makes one for all."""
+    assert run(ties, "--push-to", "mine") == 0
+    assert run(ties, "--push-to", "alice/open", "--public") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{alice.url}/alice/open"
+    assert alice.repos["alice/mine"].private and not alice.repos["alice/open"].private
+
+
+def test_one_commit_with_the_users_token_alone(alice: LocalHub, ties: Path, tmp_path: Path) -> None:
+    """All files come in one commit, sent with the token given, which is in no file and no line."""
+    alice.user("hf_visitor", name="bob")
+    decided = plan(Recipe.from_yaml(ties.read_text()))
+    to = pushing.target(decided, "merged", token="hf_visitor")
+    stages = {at.stage for at in pushing.push(decided, to, shard=16_000)}
+    assert stages == {"push"} and "hf_visitor" not in repr(to)
+    repo = alice.repos["bob/merged"]
+    assert len(repo.commits) == 2 and repo.private
+    names = set(alice.files("bob/merged"))
+    assert names > {".gitattributes", "README.md", "config.json", "tokenizer.json", INDEX}
+    assert {"mergekit_config.yml", "model-00001-of-00004.safetensors"} <= names
+    assert {seen.token for seen in alice.requests()} == {"hf_visitor", None}
+    assert {seen.line[:9] for seen in alice.requests() if seen.token is None} == {"PUT /lfs/"}
+    assert not any(b"hf_visitor" in path.read_bytes() for path in alice.files("bob/merged").values())
+
+
+def test_progress_is_in_bytes_sent(alice: LocalHub, ties: Path) -> None:
+    """`done` grows to `total`, never falls, and counts what the Hub received."""
+    decided = plan(Recipe.from_yaml(ties.read_text()))
+    to = pushing.target(decided, "merged", token="hf_alice")
+    steps = list(pushing.push(decided, to, shard=16_000))
+    done = [at.done for at in steps]
+    assert done == sorted(done) and done[0] == 0 and len(set(done)) > 4
+    assert steps[-1].done == steps[-1].total == decided.size and steps[-1].share == 1
+    assert sum(seen.received for seen in alice.requests(PUT)) >= decided.size
+
+
+def test_two_shards_on_disk_at_most(alice: LocalHub, ties: Path, tmp_path: Path) -> None:
+    """While the Hub is slow, merging waits: no third shard is begun before the first is sent."""
+    alice.fault(PUT, "slow", times=9, piece=16_000, delay=0.1)
+    decided = plan(Recipe.from_yaml(ties.read_text()))
+    to = pushing.target(decided, "merged", token="hf_alice")
+    most = 0
+    for _ in pushing.push(decided, to, shard=16_000):
+        most = max(most, len([p for p in left(tmp_path) if p.endswith((".draft", "tensors"))]))
+    assert most == 2 and left(tmp_path) == []
+    assert len(alice.requests(PUT)) == 4
+
+
+def test_a_card_that_the_hub_takes(alice: LocalHub, pico: Pico, tmp_path: Path) -> None:
+    """Parents with commits, licences and recipe; no path of a local folder, in no file."""
+    card = "---\nlicense: mit\n---\n"
+    for name in ("a", "c"):
+        folder = changed(pico[name], tmp_path / name)
+        (folder / "README.md").write_text(card)
+        alice.add(f"org/{name}", folder)
+    secret = changed(pico["base"], tmp_path / "secret place" / "my base")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(written("ties", ["org/a", "org/c"], base_model=secret))
+    assert run(recipe, "--push-to", "merged") == 0
+    files = alice.files("alice/merged")
+    told = ModelCard.load(files["README.md"], ignore_metadata_errors=False)
+    shas = {name: alice.repos[f"org/{name}"].refs["main"] for name in ("a", "c")}
+    assert told.data.base_model == ["org/a", "org/c"] and told.data.library_name == "transformers"
+    assert told.data.to_dict()["base_model_relation"] == "merge"
+    assert all(shas[name] in told.text for name in shas) and "licence mit" in told.text
+    assert told.data.license is None  # the base states none
+    print(told.text)
+    assert "`my base`, a local folder" in told.text and "my base states no licence" in told.text
+    pushed = yaml.safe_load(files["mergekit_config.yml"].read_text())
+    assert pushed["base_model"] == "my base"
+    assert [m["model"] for m in pushed["models"]] == [f"org/{n}@{shas[n]}" for n in shas]
+    assert not any(b"secret place" in path.read_bytes() for path in files.values())
+
+
+@pytest.mark.parametrize(
+    ("licences", "own", "warned"),
+    [
+        (("mit", "mit"), "mit", ""),
+        (("mit", "apache-2.0"), None, "licences differ"),
+        (("cc-by-nc-4.0", "cc-by-nc-4.0"), "cc-by-nc-4.0", "allows no commercial use"),
+        (("other", "other"), None, ""),
+    ],
+)
+def test_licences_as_they_are(
+    licences: tuple[str, str], own: str | None, warned: str, alice: LocalHub, pico: Pico,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """The card has the licence that all parents have, or none; what may bind is said."""
+    recipe = tmp_path / "recipe.yaml"
+    for name, licence in zip("ac", licences, strict=True):
+        folder = changed(pico[name], tmp_path / name)
+        (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+        alice.add(f"org/{name}", folder)
+    recipe.write_text(written("linear", ["org/a", "org/c"]))
+    assert run(recipe, "--push-to", "merged") == 0
+    told = ModelCard.load(alice.files("alice/merged")["README.md"], ignore_metadata_errors=False)
+    assert told.data.license == own
+    assert ("Before you use or share it" in told.text) == bool(warned) and warned in told.text
+
+
+def test_gated_parents_make_it_private(
+    alice: LocalHub, pico: Pico, tmp_path: Path, capsys: Any
+) -> None:
+    """--public is refused before anything is fetched or made; privately it goes, with a warning."""
+    alice.add("org/gated", pico["a"], gated=True)
+    alice.user("hf_alice", reads=["org/gated"], name="alice")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(written("linear", ["org/gated", str(pico["base"])]))
+    assert run(recipe, "--push-to", "merged", "--public") == 2
+    err = capsys.readouterr().err
+    assert "org/gated" in err and "without --public" in err and err.count("\n") == 1
+    assert "alice/merged" not in alice.repos
+    assert max(seen.sent for seen in alice.requests("GET /cdn/")) < 10_000  # headers alone
+    assert run(recipe, "--push-to", "merged") == 0
+    assert alice.repos["alice/merged"].private
+    assert "org/gated is not open to all" in alice.files("alice/merged")["README.md"].read_text()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("login", "name", "says"),
+    [
+        ("", "merged", ("hf auth login", "HF_TOKEN")),
+        ("hf_reader", "merged", ("only read", "token that may write")),
+        ("hf_expired", "merged", ("refuses this login", "log in again")),
+        ("hf_alice", "bob/merged", ("alice's", "may not write to bob")),
+        ("hf_alice", "alice/other", ("holds something else", "another name")),
+        ("hf_alice", "alice/../x", ("not the name of a model",)),
+        ("hf_alice", "..", ("not the name of a model",)),
+        ("hf_alice", "a b", ("not the name of a model",)),
+    ],
+)
+def test_what_may_not_be_written(
+    login: str, name: str, says: tuple[str, ...], alice: LocalHub, ties: Path, pico: Pico,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any,
+) -> None:  # fmt: skip
+    """One line, exit code 2, before anything is merged, sent or made."""
+    alice.user("hf_reader", name="alice", writes=False)
+    alice.user("hf_expired", name="alice")
+    alice.expire("hf_expired")
+    alice.add("alice/other", pico["a"], private=True)
+    monkeypatch.setenv("HF_TOKEN", login)
+    assert run(ties, "--push-to", name) == 2
+    _, err = capsys.readouterr()
+    assert err.count("\n") == 1 and all(word in err for word in says), err
+    assert not (login and login in err) and left(tmp_path) == []
+    assert set(alice.repos) == {"alice/other"} and len(alice.repos["alice/other"].commits) == 1
+
+
+@pytest.mark.parametrize(("open", "more"), [(True, ()), (False, ("--public",))])
+def test_a_repo_of_other_privacy(
+    open: bool, more: tuple[str, ...], alice: LocalHub, ties: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """A public repo of the user's does not get a private merge, nor the other way round."""
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    alice.add("alice/there", tmp_path / "bare", private=not open)
+    assert run(ties, "--push-to", "there", *more) == 2
+    assert "repo" in capsys.readouterr().err and not alice.requests("POST")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"), [((), "OUT_DIR is missing"), (("out", "--public"), "--public goes with")]
+)
+def test_flags_that_miss_another(more: tuple[str, ...], says: str, ties: Path, capsys: Any) -> None:
+    """Without OUT_DIR there must be a repo; --public is of a repo."""
+    assert run(ties, *more) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_offline_nothing_is_pushed(
+    alice: LocalHub, ties: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """HF_HUB_OFFLINE is honoured."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run(ties, "--push-to", "merged") == 2
+    assert "HF_HUB_OFFLINE" in capsys.readouterr().err and not alice.log
+
+
+# What breaks on the way
+
+
+STORMS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
+    "resets": [
+        ("GET /api/whoami-v2", "reset", {}),
+        ("POST /api/repos/create", "lost", {}),
+        ("POST .*/preupload/", "503", {}),
+        (PUT, "reset", {"after": 5000}),
+        ("POST /lfs/.*/verify", "reset", {}),
+        (COMMIT, "lost", {}),
+    ],
+    "refusals": [
+        ("POST /api/repos/create", "503", {}),
+        (r"POST .*\.git/info/lfs/objects/batch", "reset", {}),
+        (PUT, "corrupt", {}),
+        (PUT, "lost", {}),
+        (COMMIT, "503", {}),
+        (COMMIT, "429", {"wait": 0}),
+    ],
+}
+
+
+@pytest.mark.parametrize("storm", STORMS)
+def test_what_breaks_once_is_tried_again(
+    storm: str, alice: LocalHub, ties: Path, tmp_path: Path, capfd: Any
+) -> None:
+    """Each call may fail once: the merge arrives whole, in one commit, and nobody is told."""
+    for line, kind, how in STORMS[storm]:
+        alice.fault(line, kind, **how)
+    assert run(ties, "--push-to", "merged", "--max-shard-size", "40KB") == 0
+    assert len(alice.repos["alice/merged"].commits) == 2
+    assert all(fault.left == 0 for fault in alice.faults)
+    assert run(ties, str(tmp_path / "local")) == 0
+    theirs, ours = loaded(gathered(alice, tmp_path)), loaded(tmp_path / "local")
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[k], ours[k]) for k in ours)
+    assert capfd.readouterr().err == "" and left(tmp_path) == []
+
+
+def gathered(hub: LocalHub, tmp_path: Path) -> Path:
+    """The pushed repo as a folder."""
+    folder = tmp_path / "gathered"
+    folder.mkdir()
+    for name, path in hub.files("alice/merged").items():
+        (folder / name).symlink_to(path)
+    return folder

@@ -92,6 +92,15 @@ def locked(folder: Path, etag: str, seconds: float) -> Iterator[None]:
         yield
 
 
+def partials(path: Path) -> dict[Path, int]:
+    """What this process, others and dead ones have of a file so far, in bytes."""
+    found = {}
+    for part in path.parent.glob(f"{path.name}.*.incomplete"):
+        with suppress(OSError):  # gone meanwhile
+            found[part] = part.stat().st_size
+    return found
+
+
 def free_disk() -> int:
     """Bytes free where the cache lies, or will lie."""
     return disk()[1]

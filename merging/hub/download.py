@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from merging.errors import MergeError
-from merging.hub.cache import blob, link, remember, snapshot, sound, storage, there
+from merging.hub.cache import blob, link, partials, remember, snapshot, sound, storage, there
 from merging.hub.client import ATTEMPTS, Token, UnreachableError, patiently, pieces
 from merging.hub.keeping import make_room, no_room, sweep, touch, using
 from merging.hub.repo import ADAPTER, INDEX, SINGLE, Repo, listed, small
@@ -149,23 +149,26 @@ def _fetch(repo: Repo, names: Sequence[str], token: Token) -> Iterator[Fetched]:
         total = sum(repo.files[name].size for name in names)
         yield Fetched("", total, total)
         return
-    need = sum(repo.files[name].size for name in wanted if _moves(repo, name))
+    need = 0
     try:
         with using([repo.id]):
             if not all(there(repo, name) for name in wanted):
                 remember(repo)
                 sweep(storage(repo.id))
+                need = sum(_to_come(repo, name) for name in wanted)
                 make_room(repo.id, need, outstanding())
             yield from _together(repo, names, wanted, repo.gated and token)
     except OSError as error:
         raise no_room(repo.id, need, str(error.strerror)) from error
 
 
-def _moves(repo: Repo, name: str) -> bool:
-    """Whether a file's bytes are still to come, and nobody here is fetching them."""
-    path = blob(repo, name)
-    whole = path.is_file() and path.stat().st_size == repo.files[name].size
-    return not whole and not there(repo, name) and not under_way(repo, name)
+def _to_come(repo: Repo, name: str) -> int:
+    """Bytes of a file that no process has, and nobody here is fetching."""
+    path, size = blob(repo, name), repo.files[name].size
+    whole = path.is_file() and path.stat().st_size == size
+    if whole or there(repo, name) or under_way(repo, name):
+        return 0
+    return max(0, size - max(partials(path).values(), default=0))
 
 
 def _together(

@@ -75,10 +75,10 @@ def budget() -> int | None:
 def using(models: Iterable[str | Path]) -> Iterator[None]:
     """Nothing of these models is removed meanwhile, by any process.
 
-    A model is a repo's name, with or without @revision, or a folder. What is not of the Hub is
-    passed over. What is not there yet is held from the moment it is fetched.
+    A model is a name as in a recipe, `org/name@revision` or `base+adapter`, or a folder. What is
+    not of the Hub is passed over. What is not there yet is held from the moment it is fetched.
     """
-    folders = sorted({folder for model in models if (folder := _storage_of(model))})
+    folders = sorted({folder for model in models for folder in _storages(model)})
     with ExitStack() as held:
         for folder in folders:
             held.enter_context(_lease(folder))
@@ -214,21 +214,20 @@ def _sizes(blobs: Path) -> dict[str, int]:
     return sizes
 
 
-def _storage_of(model: str | Path) -> Path | None:
-    """The storage folder of a model, if it is one of the Hub."""
+def _storages(model: str | Path) -> list[Path]:
+    """The storage folders of a model: none where it is not of the Hub, two with an adapter."""
     hub, path = Path(constants.HF_HUB_CACHE), Path(model)
     inside = path.resolve().is_relative_to(hub.resolve()) and path.resolve() != hub.resolve()
     first = path.resolve().relative_to(hub.resolve()).parts[0] if inside else ""
-    if first.startswith("models--"):
-        return hub / first
-    id = str(model).partition("@")[0]
-    plain = isinstance(model, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", id, re.ASCII)
-    return storage(id) if plain and not path.exists() else None
+    if inside or path.exists() or isinstance(model, Path):
+        return [hub / first] if first.startswith("models--") else []
+    ids = (part.partition("@")[0] for part in model.split("+"))
+    return [storage(id) for id in ids if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", id, re.ASCII)]
 
 
 @contextmanager
 def _lease(folder: Path) -> Iterator[None]:
-    handle = _shared(folder)
+    fresh, handle = not folder.exists(), _shared(folder)
     try:
         yield
     finally:
@@ -237,7 +236,7 @@ def _lease(folder: Path) -> Iterator[None]:
                 os.utime(handle)
             fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a child has it too
             os.close(handle)
-            if not _sizes(folder / "blobs"):  # nothing was fetched after all
+            if fresh and not _sizes(folder / "blobs"):  # nothing was fetched after all
                 with _taken(folder) as free:
                     if free:
                         _remove(folder)

@@ -286,9 +286,9 @@ def _plain(error: Exception, id: str) -> BaseException:
 
     if isinstance(error, RuntimeError):  # the client's wrapping of what an upload met
         error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
-        return MergeError(f"{id} cannot take these files ({' '.join(str(error).split())}).")
     if not isinstance(error, errors.HfHubHTTPError):
+        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+            return MergeError(f"{id} cannot take these files ({' '.join(str(error).split())}).")
         return error
     status, own = error.response.status_code, str(error.response.url).startswith(constants.ENDPOINT)
     said = f" ({error.server_message})" if error.server_message else ""

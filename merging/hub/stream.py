@@ -24,7 +24,7 @@ from huggingface_hub import constants
 
 from merging.errors import MergeError
 from merging.hub import client
-from merging.hub.cache import believe, blob, locked, not_cached, snapshot, sound
+from merging.hub.cache import believe, blob, locked, not_cached, partials, snapshot, sound
 from merging.hub.client import LimitError, Token, UnreachableError, get, pause, pieces
 from merging.hub.keeping import sign, signed
 from merging.hub.repo import Repo
@@ -134,20 +134,11 @@ def _alone(stream: Stream) -> Iterator[None]:
                 break
             except TimeoutError:
                 stream.note = "another process fetches it"
-                stream.arrived = max(_partials(stream).values(), default=0)
+                stream.arrived = max(partials(stream.blob).values(), default=0)
         stream.note = ""
-        for left in _partials(stream):  # by a process that was killed: the lock is free
+        for left in partials(stream.blob):  # by a process that was killed: the lock is free
             left.unlink(missing_ok=True)
         yield
-
-
-def _partials(stream: Stream) -> dict[Path, int]:
-    """What any process has of the file so far, in bytes."""
-    found = {}
-    for path in stream.blob.parent.glob(f"{stream.blob.name}.*.incomplete"):
-        with suppress(OSError):  # gone meanwhile
-            found[path] = path.stat().st_size
-    return found
 
 
 def _usable(stream: Stream) -> bool:

@@ -100,13 +100,17 @@ def _finding(page: Page) -> None:
     last = {**quick, "trigger_mode": "always_last"}
 
     def typed(at: gr.KeyUpData, login: gr.OAuthToken | None, request: gr.Request) -> Any:
-        return finding.listing(visitor(page.private(request), login), at.input_value, at.key)
+        return finding.listing(visitor(page.private(request), login), at.input_value)
 
     for slot, picker in page.form.pickers.items():
         at, curated = json.dumps(f"#pick-{slot} input"), json.dumps(forms.listed())
-        rest = {"js": f"() => window.playground.listed({at}, {curated})", "outputs": picker}
-        picker.key_up(typed, None, [picker, page.found], **last).then(None, **rest)
-        picker.blur(None, **rest)
+        show = f"(found) => window.playground.list({at}, found, {curated})"
+        rest = f"() => window.playground.rest({at}, {curated})"
+        answered = picker.key_up(
+            typed, None, [page.found, page.silence], trigger_mode="multiple", **quick
+        )
+        answered.then(None, page.found, picker, js=show)
+        picker.blur(None, None, picker, js=rest)
         if slot != "base":
             _on(picker.input, partial(finding.relatives, slot), page, form, {chips}, **last)
     _on(chips.click, finding.take, page, {*form, chips}, page.filled())

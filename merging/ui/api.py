@@ -107,7 +107,7 @@ def _chat(merge: str, message: str, options: Question, who: Visitor) -> Iterator
     )
     for event in jobs.run(replace(job, question=question)):
         if isinstance(event, Reply):
-            texts[event.column] = event.text
+            texts[event.column] = event.ended or "" if event.failed else event.text
             yield dict(texts)
 
 

@@ -122,6 +122,8 @@ def _replied(
 
 
 def _silent(reply: Reply) -> str:
+    if reply.failed:
+        return reply.ended or ""
     return "…" if not reply.ended else f"*(no words: {reply.ended})*"
 
 

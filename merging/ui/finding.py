@@ -23,8 +23,6 @@ from merging.ui.visitor import Visitor
 
 TOGETHER = 4
 """Models in memory at a time: the base, two parents and the merged one."""
-TYPING = ("Backspace", "Delete", "Process", "Unidentified")
-"""Keys that change a text besides characters; the last two are all that a telephone says."""
 SIBLINGS = 4
 ALONE = "The Hub gives no answer: only the models that come with this page are listed."
 
@@ -37,20 +35,28 @@ def largest() -> int:
     return budget(device) // TOGETHER // (dtype.itemsize if dtype else 2)
 
 
-def listing(visitor: Visitor, text: str, key: str) -> tuple[Any, Any]:
-    """A picker's choices for a text that is being typed, and a word if the Hub is silent."""
-    if len(key) > 1 and key not in TYPING:
-        return gr.skip(), gr.skip()
+def listing(visitor: Visitor, text: str) -> tuple[dict[str, Any], str]:
+    """A picker's choices for a text that is being typed, and a word if the Hub is silent.
+
+    Every label contains the text, since the picker itself shows only those that do.
+    """
     wanted, note = text.strip(), ""
-    curated = [(label, name) for label, name in forms.listed() if _within(wanted, label)]
+    words = wanted.lower().split()
+    known = dict(forms.listed())
+    curated = {n: label for label, n in known.items() if all(w in label.lower() for w in words)}
     try:
         found = hub.search(wanted, largest=largest(), token=visitor.token)
     except MergeError:
         found, note = (), look.hint(ALONE)
-    counted = {one.id: _label(one) for one in found}
-    choices = {name: counted.get(name, label) for label, name in curated}
-    choices |= counted
-    return gr.update(choices=_ordered(wanted, choices)), note
+    choices = curated | {one.id: _label(one) for one in found}
+    exact = {name: label for name, label in choices.items() if name.lower() == wanted.lower()}
+    first = exact or ({wanted: wanted} if "/" in wanted else {})  # Enter takes the first
+    listed = [[_containing(wanted, label), name] for name, label in (first | choices).items()]
+    return {"text": text, "choices": listed}, note
+
+
+def _containing(text: str, label: str) -> str:
+    return label if text.lower() in label.lower() else f"{label} · “{text}”"
 
 
 def _label(found: hub.Found) -> str:
@@ -66,17 +72,6 @@ def _rounded(count: int) -> str:
     value = count / size
     digits = 0 if value >= 10 or not unit else 1 if value >= 1 else 2
     return f"{value:.{digits}f} {unit}".strip()
-
-
-def _within(text: str, label: str) -> bool:
-    return text.lower() in label.lower()
-
-
-def _ordered(text: str, choices: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The exact name first, since Enter takes the first; a name that nobody lists, as it is."""
-    exact = [name for name in choices if name.lower() == text.lower()]
-    first = {name: choices[name] for name in exact} or ({text: text} if "/" in text else {})
-    return [(label, name) for name, label in ({**first, **choices}).items()]
 
 
 def relatives(slot: str, page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:

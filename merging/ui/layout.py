@@ -43,7 +43,8 @@ class Page:
     why: gr.HTML
     form: Form
     relatives: gr.Dataset
-    found: gr.HTML
+    found: gr.JSON
+    silence: gr.HTML
     notes: gr.HTML
     again: gr.Checkbox
     progress: gr.HTML
@@ -142,7 +143,8 @@ def _choose(
     )  # fmt: skip
     why = gr.HTML(elem_id="why")
     pickers = forms.pickers()
-    parts = {"preset": preset, "why": why, "found": gr.HTML(elem_id="found")}
+    parts = {"preset": preset, "why": why, "silence": gr.HTML(elem_id="silence")}
+    parts["found"] = gr.JSON(visible=False)
     parts["relatives"] = gr.Dataset(
         components=[gr.Textbox(visible=False)], samples=[], visible=False, elem_id="relatives"
     )

@@ -131,7 +131,7 @@ def column_head(slot: str, title: str, stats: str = "") -> str:
 def stats(reply: Reply) -> str:
     """Time to the first token, tokens a second, and why it ended."""
     if reply.first is None:
-        return reply.ended or ""
+        return "" if reply.failed else reply.ended or ""
     parts = [f"{reply.first:.2f} s", f"{reply.speed:.0f} tok/s" if reply.speed else ""]
     parts += [f"{reply.tokens} tokens" if reply.ended else "", reply.ended or ""]
     return " · ".join(part for part in parts if part)
