@@ -1,6 +1,7 @@
 """Starts the page. `spaces` comes first: ZeroGPU must be there before torch looks for CUDA."""
 
 import os
+import sys
 
 import spaces  # noqa: F401  # imported for what it does
 
@@ -10,10 +11,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from merging import templates  # after the environment is set
+from merging import MergeError, hub, templates  # after the environment is set
 from merging.library import prepare  # likewise
 from merging.ui import LAUNCH, build  # likewise
 
+try:
+    hub.clean()
+except MergeError as error:  # of a setting
+    sys.exit(str(error))
 prepare()
 templates.start()
 demo = build()

@@ -75,8 +75,8 @@ class Low:
         if self.magnitude is None:
             rounded = delta.to(weight.dtype) if self.kind == "embedding" else delta
             return rounded.add_(weight).to(weight.dtype)
-        changed = weight + delta
-        rows = weight.T + delta.T if turned else changed  # sums depend on the order in memory
+        changed = weight + delta  # laid out as the weight is, on which sums along rows depend
+        rows = changed.T if turned else changed
         factor = read(self.magnitude).to(high) / torch.linalg.norm(rows, dim=1)
         return changed.mul_(factor if turned else factor.view(-1, 1)).to(weight.dtype)
 
@@ -98,8 +98,8 @@ class Change:
         """The tensor in `dtype`, contiguous; `base` and `own` read the two files by name."""
         weight = (own(self.replaced) if self.replaced else base(self.start)).to(dtype)
         for low in self.added:
-            weight = low.on(weight, own)
-        return weight.contiguous()
+            weight = low.on(weight, own).contiguous()
+        return weight
 
 
 def quantised(config: Mapping[str, Any]) -> str | None:

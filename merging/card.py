@@ -5,6 +5,7 @@ It claims nothing of what the model can do, and shows of a local folder only its
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,10 @@ def public_names(names: Iterable[str]) -> Mapping[str, str]:
     {'/home/me/ada': 'ada', '/tmp/ada': 'ada-2', 'assets/demo/a': 'assets/demo/a'}
     """
     shown: dict[str, str] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         bare = "+".join(_last(part) for part in name.split("+"))
-        taken = sum(re.sub(r"-\d+$", "", other) == bare for other in shown.values())
-        shown[name] = bare if bare not in shown.values() else f"{bare}-{taken + 1}"
+        others = (f"{bare}-{number}" for number in count(2))
+        shown[name] = next(n for n in chain([bare], others) if n not in shown.values())
     return shown
 
 
@@ -88,7 +89,7 @@ def _shown(name: str) -> str:
 def _part(part: str) -> str:
     if found := HUB.fullmatch(part):
         id, commit = found.groups()
-        return f"[{id}](https://huggingface.co/{id}/tree/{commit}) at `{commit}`"
+        return f"[{id}](https://huggingface.co/{id}/tree/{commit}) at `{commit[:8]}`"
     if part in RESERVED:
         return f"`{part}`, which comes with the merge playground"
     return f"`{_last(part)}`, a local folder that is not on the Hub"

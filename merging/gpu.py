@@ -4,6 +4,7 @@ Jobs and events are small and picklable, since on ZeroGPU they cross into a work
 at every call. Nothing relies on what an earlier call left behind: the recipe is the state.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -16,7 +17,7 @@ import spaces
 from merging import templates
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
-from merging.library import Library, Loaded, budget, chat_dtype, load_parent
+from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent
 from merging.merge import Progress, default_device, merge
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
@@ -25,6 +26,8 @@ from merging.sources import Local, Remote, on_base, open_folder
 
 EVERY = 0.15
 """Seconds between two signs of progress: each costs the page a round trip to the browser."""
+ZERO_GPU = 48 * 10**9
+"""Bytes of memory of a ZeroGPU slice, as documented."""
 MERGED = "merged"
 """The name of the merged model's column."""
 
@@ -126,6 +129,17 @@ def _on_device(job: Job) -> Iterator[Event | _Failed]:
         yield from _work(job, _library())
     except MergeError as error:
         yield _Failed(str(error))
+
+
+def room() -> tuple[str, int]:
+    """The device that jobs run on, and the bytes that models may take there.
+
+    Of ZeroGPU the documented size of a slice is taken: outside a job its device must not be asked.
+    """
+    if os.environ.get("SPACES_ZERO_GPU"):
+        return "cuda", int(SHARE * ZERO_GPU)
+    device = default_device()
+    return device, budget(device)
 
 
 @cache

@@ -88,8 +88,10 @@ def _read(source: Local, name: str, dtype: torch.dtype, device: str) -> torch.Te
 
 
 def _own_dtype(source: Local) -> torch.dtype:
-    """The type of the first weight, in which the checkpoint is."""
-    return next(i.dtype for i in source.tensors.values() if i.dtype.is_floating_point)
+    """What the config says, as for transformers, else the type of the first weight."""
+    named = getattr(torch, str(source.config.get("dtype") or source.config.get("torch_dtype")), "")
+    first = (i.dtype for i in source.tensors.values() if i.dtype.is_floating_point)
+    return named if isinstance(named, torch.dtype) else next(first)
 
 
 def budget(device: str) -> int:

@@ -20,7 +20,7 @@ from merging.errors import MergeError
 from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
-from merging.sources import Checkpoint, Local, Remote, arrived, fetch
+from merging.sources import Adapter, Checkpoint, Local, Remote, arrived, fetch
 
 Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 """What `measure` found, by tensor and measured parameters; valid for one set of parents."""
@@ -253,31 +253,41 @@ def _parents(plan: Plan, step: Step) -> list[tuple[Local, str]]:
 
 
 def _reader(plan: Plan, step: Step, device: str) -> Reader:
-    """Tensors are read at each block, and not held: those of an adapter are not on a disk."""
     parents = _parents(plan, step)
+    tensors = [_held(source, name) for source, name in parents]
     if not (step.by_token and plan.vocabulary):
-        return partial(_slices, parents, device)
+        return partial(_slices, tensors, device)
     names = [source.name for source, _ in parents]
     rows = [plan.vocabulary.rows[name] for name in names]
     other = names.index(plan.donor.name) if plan.donor.name in names else None
-    return partial(_aligned, parents, rows, len(parents) - 1 if plan.based else other, device)
+    return partial(_aligned, tensors, rows, len(parents) - 1 if plan.based else other, device)
+
+
+def _held(source: Local, name: str) -> Callable[[], Tensor]:
+    """Gives the tensor: a view of a mapped file costs nothing to hold, what an adapter changes is
+    computed, and a reader for each tensor of a model must not hold it.
+    """
+    if isinstance(source, Adapter) and name in source.changes:
+        return partial(source.read, name)
+    values = source.read(name)
+    return lambda: values
 
 
 def _slices(
-    parents: Sequence[tuple[Local, str]], device: str, start: int, stop: int
+    tensors: Sequence[Callable[[], Tensor]], device: str, start: int, stop: int
 ) -> list[Tensor]:
-    return slices([s.read(name).reshape(-1) for s, name in parents], start, stop, device)
+    return slices([tensor().reshape(-1) for tensor in tensors], start, stop, device)
 
 
 def _aligned(
-    parents: Sequence[tuple[Local, str]],
+    tensors: Sequence[Callable[[], Tensor]],
     rows: Sequence[Tensor],
     base: int | None,
     device: str,
     start: int,
     stop: int,
 ) -> list[Tensor]:
-    return aligned([s.read(name) for s, name in parents], rows, base, device, start, stop)
+    return aligned([tensor() for tensor in tensors], rows, base, device, start, stop)
 
 
 def _not_finite(plan: Plan, step: Step) -> MergeError:

@@ -94,7 +94,8 @@ def push_folder(plan: Plan, to: Target, folder: Path) -> Generator[Progress, Non
 def holds(folder: Path, plan: Plan) -> bool:
     """Whether a folder is this very merge, from a run whose push did not end."""
     card = folder / "README.md"
-    return card.is_file() and f'{IDENTITY}: "{plan.identity}"\n' in card.read_text("utf-8")
+    told = card.read_text("utf-8", "replace") if card.is_file() else ""
+    return f'{IDENTITY}: "{plan.identity}"\n' in told
 
 
 def write_public_companions(plan: Plan, folder: Path) -> None:

@@ -310,7 +310,7 @@ BAD: dict[str, tuple[Bad, tuple[str, ...]]] = {
     ),
     "config is no JSON": (over(no_json), ("config.json is not valid JSON", "fetch")),
     "tokenizer is none": (over(bad_tokenizer), ("tokenizer.json cannot be read",)),
-    "adapter": (over(lambda _t, p: Path(f"{p['c']}+some/lora")), ("adapters", "full model")),
+    "no adapter": (over(lambda _t, p: Path(f"{p['c']}+{p['base']}")), ("no adapter", "name it")),
     "lam": (keyed("ties", parameters={"lam": 1}), ("`lam`", "`lambda`")),
     "merge_ratio": (keyed("slerp", base=False, parameters={"merge_ratio": 0.5}), ("`t`",)),
     "density 1.5": (keyed("ties", parameters={"density": 1.5}), ("density: 1.5", "0 to 1")),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +21,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merging import MergeError, Recipe, plan, pushing
 from merging.__main__ import main
-from merging.plan import Plan
-from merging.sources import open_source
-from tests.conftest import INDEX, WEIGHTS, changed, loaded, written
+from tests.conftest import INDEX, changed, loaded, written
 from tests.hub import LocalHub
 from tests.hub.fixtures import hub as hub
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "assets" / "recipes" / "01-demo-ties.yaml"
-pytestmark = pytest.mark.filterwarnings(  # of the client, when it sends a file
-    "ignore:Use .content=:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning"),  # the client's own
+]
 PUT, COMMIT = r"PUT /lfs/", r"POST .*/commit/"
 Pico = dict[str, Path]
 
 
 @pytest.fixture
-def alice(
-    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
-) -> LocalHub:
+def alice(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     """The Hub with the machine logged in as alice, and a home for what is under way."""
     hub.user("hf_alice", name="alice")
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
@@ -94,8 +93,14 @@ def test_private_unless_asked(alice: LocalHub, ties: Path, capsys: Any) -> None:
     assert alice.repos["alice/mine"].private and not alice.repos["alice/open"].private
 
 
-def test_one_commit_with_the_users_token_alone(alice: LocalHub, ties: Path, tmp_path: Path) -> None:
-    """All files come in one commit, sent with the token given, which is in no file and no line."""
+def test_one_commit_with_the_users_token_alone(
+    alice: LocalHub, ties: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files come in one commit, sent with the token given, which is in no file and no line.
+
+    Over plain HTTP, whether Xet is installed or not.
+    """
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
     alice.user("hf_visitor", name="bob")
     decided = plan(Recipe.from_yaml(ties.read_text()))
     to = pushing.target(decided, "merged", token="hf_visitor")
@@ -108,7 +113,9 @@ def test_one_commit_with_the_users_token_alone(alice: LocalHub, ties: Path, tmp_
     assert {"mergekit_config.yml", "model-00001-of-00004.safetensors"} <= names
     assert {seen.token for seen in alice.requests()} == {"hf_visitor", None}
     assert {seen.line[:9] for seen in alice.requests() if seen.token is None} == {"PUT /lfs/"}
-    assert not any(b"hf_visitor" in path.read_bytes() for path in alice.files("bob/merged").values())
+    assert not any(
+        b"hf_visitor" in path.read_bytes() for path in alice.files("bob/merged").values()
+    )
 
 
 def test_progress_is_in_bytes_sent(alice: LocalHub, ties: Path) -> None:
@@ -152,7 +159,6 @@ def test_a_card_that_the_hub_takes(alice: LocalHub, pico: Pico, tmp_path: Path) 
     assert told.data.to_dict()["base_model_relation"] == "merge"
     assert all(shas[name] in told.text for name in shas) and "licence mit" in told.text
     assert told.data.license is None  # the base states none
-    print(told.text)
     assert "`my base`, a local folder" in told.text and "my base states no licence" in told.text
     pushed = yaml.safe_load(files["mergekit_config.yml"].read_text())
     assert pushed["base_model"] == "my base"
@@ -208,32 +214,32 @@ def test_gated_parents_make_it_private(
 
 
 @pytest.mark.parametrize(
-    ("login", "name", "says"),
+    ("case", "says"),
     [
-        ("", "merged", ("hf auth login", "HF_TOKEN")),
-        ("hf_reader", "merged", ("only read", "token that may write")),
-        ("hf_expired", "merged", ("refuses this login", "log in again")),
-        ("hf_alice", "bob/merged", ("alice's", "may not write to bob")),
-        ("hf_alice", "alice/other", ("holds something else", "another name")),
-        ("hf_alice", "alice/../x", ("not the name of a model",)),
-        ("hf_alice", "..", ("not the name of a model",)),
-        ("hf_alice", "a b", ("not the name of a model",)),
+        (":merged", ("hf auth login", "HF_TOKEN")),
+        ("hf_reader:merged", ("only read", "token that may write")),
+        ("hf_expired:merged", ("refuses this login", "log in again")),
+        ("hf_alice:bob/merged", ("alice's", "may not write to bob")),
+        ("hf_alice:alice/other", ("holds something else", "another name")),
+        ("hf_alice:alice/../x", ("not the name of a model",)),
+        ("hf_alice:..", ("not the name of a model",)),
+        ("hf_alice:a b", ("not the name of a model",)),
     ],
 )
 def test_what_may_not_be_written(
-    login: str, name: str, says: tuple[str, ...], alice: LocalHub, ties: Path, pico: Pico,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any,
-) -> None:  # fmt: skip
+    case: str, says: tuple[str, ...], alice: LocalHub, ties: Path, pico: Pico, capsys: Any
+) -> None:
     """One line, exit code 2, before anything is merged, sent or made."""
+    login, _, name = case.partition(":")
     alice.user("hf_reader", name="alice", writes=False)
     alice.user("hf_expired", name="alice")
     alice.expire("hf_expired")
     alice.add("alice/other", pico["a"], private=True)
-    monkeypatch.setenv("HF_TOKEN", login)
+    os.environ["HF_TOKEN"] = login  # which the fixture sets back
     assert run(ties, "--push-to", name) == 2
     _, err = capsys.readouterr()
     assert err.count("\n") == 1 and all(word in err for word in says), err
-    assert not (login and login in err) and left(tmp_path) == []
+    assert not (login and login in err)
     assert set(alice.repos) == {"alice/other"} and len(alice.repos["alice/other"].commits) == 1
 
 
@@ -313,3 +319,169 @@ def gathered(hub: LocalHub, tmp_path: Path) -> Path:
     for name, path in hub.files("alice/merged").items():
         (folder / name).symlink_to(path)
     return folder
+
+
+def killed(recipe: Path, when: Any, tmp_path: Path) -> None:
+    """Runs a push and ends it with kill -9 as soon as `when()`."""
+    command = [sys.executable, "-m", "merging", "run", recipe, "--push-to", "merged"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    more = ["--max-shard-size", "16KB", "--device", "cpu"]
+    process = subprocess.Popen([*command, *more], cwd=tmp_path, env=env)
+    try:
+        until(when)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def until(true: Any) -> None:
+    end = time.monotonic() + 60
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert true()
+
+
+def test_killed_and_run_again(alice: LocalHub, ties: Path, tmp_path: Path) -> None:
+    """After kill -9 nothing is published; run again, only what was not sent goes over the line."""
+    alice.fault(PUT, "slow", times=9, piece=16_000, delay=0.2)
+    killed(ties, lambda: len(alice.blobs) >= 2, tmp_path)
+    assert len(alice.repos["alice/merged"].commits) == 1 and left(tmp_path)
+    sent, kept = len(alice.requests(PUT)), len(alice.blobs)
+    alice.faults.clear()
+    assert run(ties, "--push-to", "merged", "--max-shard-size", "16KB") == 0
+    assert len(alice.requests(PUT)) - sent == 4 - kept < 4
+    assert len(alice.repos["alice/merged"].commits) == 2 and left(tmp_path) == []
+    assert run(ties, str(tmp_path / "local")) == 0
+    theirs, ours = loaded(gathered(alice, tmp_path)), loaded(tmp_path / "local")
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[k], ours[k]) for k in ours)
+
+
+def test_the_next_push_clears_up(alice: LocalHub, ties: Path, tmp_path: Path) -> None:
+    """What a killed push left goes with the next one, wherever that goes to; not what is going."""
+    decided = plan(Recipe.from_yaml(ties.read_text()))
+    going = pushing.push(decided, pushing.target(decided, "going", token="hf_alice"), shard=16_000)
+    next(going)
+    room = tmp_path / "home" / "pushes" / "alice--killed"
+    (room / "1000.partial-0123").mkdir(parents=True)
+    (room / "1000.partial-0123" / "model.draft").write_bytes(b"0" * 1000)
+    room.with_suffix(".lock").touch()
+    assert run(ties, "--push-to", "other") == 0
+    assert not room.exists() and not room.with_suffix(".lock").exists()
+    assert len(list(going)) > 4 and left(tmp_path) == []
+    assert len(alice.repos["alice/going"].commits) == 2
+
+
+def test_stopped_half_way(alice: LocalHub, ties: Path, tmp_path: Path) -> None:
+    """Closing the iterator stops within a second, while a file is being sent; nothing is left."""
+    alice.fault(PUT, "hang", times=9, after=3000)
+    decided = plan(Recipe.from_yaml(ties.read_text()))
+    to = pushing.target(decided, "merged", token="hf_alice")
+    steps = pushing.push(decided, to, shard=40_000)
+    for _ in steps:
+        if alice.requests(PUT):
+            break
+    started = time.monotonic()
+    steps.close()
+    assert time.monotonic() - started < 3 and left(tmp_path) == []
+    assert len(alice.repos["alice/merged"].commits) == 1 and not alice.requests(COMMIT)
+
+
+def test_a_hub_that_stays_away(
+    alice: LocalHub, ties: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """One line after several attempts; nothing is published, nothing left."""
+    monkeypatch.setattr("merging.hub.client.PAUSE", 0.01)
+    alice.fault(COMMIT, "503", times=99)
+    assert run(ties, "--push-to", "merged") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "The Hub fails on alice/merged" in err
+    assert len(alice.repos["alice/merged"].commits) == 1 and left(tmp_path) == []
+
+
+def test_rights_lost_on_the_way(alice: LocalHub, ties: Path, tmp_path: Path, capsys: Any) -> None:
+    """A 403 on a large file is said as it is, with what to do."""
+    alice.fault(r"POST .*\.git/info/lfs/objects/batch", "403")
+    assert run(ties, "--push-to", "merged") == 2
+    err = capsys.readouterr().err
+    assert "may not write to alice/merged" in err and "huggingface.co/settings/tokens" in err
+    assert left(tmp_path) == []
+
+
+def test_somebody_else_was_faster(alice: LocalHub, ties: Path, pico: Pico, tmp_path: Path) -> None:
+    """A repo that changed meanwhile is not overwritten."""
+    decided = plan(Recipe.from_yaml(ties.read_text()))
+    to = pushing.target(decided, "merged", token="hf_alice")
+    alice.add("alice/merged", pico["b"])
+    with pytest.raises(MergeError, match="changed by somebody else meanwhile"):
+        list(pushing.push(decided, to))
+    assert "merge_identity" not in "".join(alice.files("alice/merged"))
+    assert len(alice.repos["alice/merged"].commits) == 2 and left(tmp_path) == []
+
+
+def test_two_pushes_to_one_name(alice: LocalHub, ties: Path, tmp_path: Path) -> None:
+    """The second is told to wait; the first goes on untouched."""
+    decided = plan(Recipe.from_yaml(ties.read_text()))
+    to = pushing.target(decided, "merged", token="hf_alice")
+    first = pushing.push(decided, to, shard=16_000)
+    next(first)
+    with pytest.raises(MergeError, match="being pushed to alice/merged just now"):
+        next(pushing.push(decided, to))
+    list(first)
+    assert len(alice.repos["alice/merged"].commits) == 2 and left(tmp_path) == []
+
+
+def test_the_same_merge_again(alice: LocalHub, ties: Path, capsys: Any) -> None:
+    """A repo that holds this very merge is left as it is; another merge does not replace it."""
+    assert run(ties, "--push-to", "merged") == 0
+    before = len(alice.log)
+    assert run(ties, "--push-to", "merged") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-2:] == ["alice/merged holds this merge already.", f"{alice.url}/alice/merged"]
+    assert not [seen for seen in alice.log[before:] if seen.line.startswith(("PUT", "POST"))]
+    assert run(ties, "--push-to", "merged", "--seed", "7") == 2
+    assert "holds something else" in capsys.readouterr().err
+
+
+def test_a_folder_and_a_repo(alice: LocalHub, ties: Path, tmp_path: Path, capsys: Any) -> None:
+    """With OUT_DIR, too: the folder is whole and stays; broken off, the push goes on from it."""
+    out = tmp_path / "merged"
+    alice.fault(COMMIT, "403")
+    assert run(ties, str(out), "--push-to", "merged", "--max-shard-size", "40KB") == 2
+    assert "may not write" in capsys.readouterr().err and (out / INDEX).is_file()
+    when, sent = (out / "config.json").stat().st_mtime_ns, len(alice.requests(PUT))
+    assert run(ties, str(out), "--push-to", "merged", "--max-shard-size", "40KB") == 0
+    assert (out / "config.json").stat().st_mtime_ns == when and len(alice.requests(PUT)) == sent
+    files = alice.files("alice/merged")
+    assert set(files) == {path.name for path in out.iterdir()} | {".gitattributes"}
+    assert "pytest-of" in (out / "mergekit_config.yml").read_text()  # here it can run again
+    pushed = [path for path in files.values() if b"pytest-of" in path.read_bytes()]
+    assert not pushed and left(tmp_path) == []
+
+
+@pytest.mark.usefixtures("alice")
+def test_room_for_two_shards_is_enough(
+    ties: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The disk need not hold the merge: what counts is what lies there at one time."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 40_000))
+    assert run(ties, "--push-to", "merged", "--max-shard-size", "16KB") == 0
+    assert run(ties, "--push-to", "other", "--max-shard-size", "40KB") == 2
+    assert "free some space" in capsys.readouterr().err
+
+
+def test_paths_in_config_files_stay_here(alice: LocalHub, pico: Pico, tmp_path: Path) -> None:
+    """Libraries write into config files where a model lay: that is not published."""
+    where = {"_name_or_path": "/home/me/secret"}
+    parents = [changed(pico[n], tmp_path / n, config=where) for n in ("a", "c")]
+    for parent in parents:
+        settings = json.loads((parent / "tokenizer_config.json").read_text())
+        settings |= {"name_or_path": "/home/me/secret", "tokenizer_file": "/home/me/secret/t.json"}
+        (parent / "tokenizer_config.json").write_text(json.dumps(settings))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(written("linear", parents))
+    assert run(path, "--push-to", "merged") == 0
+    files = alice.files("alice/merged")
+    assert not any(b"secret" in path.read_bytes() for path in files.values())
+    told = json.loads(files["tokenizer_config.json"].read_text())
+    assert told["unk_token"] == "<unk>"

@@ -141,9 +141,9 @@ def test_a_tied_and_an_untied_parent_untie(pico: Pico, tmp_path: Path) -> None:
 
 
 def test_a_config_that_lies_is_told(pico: Pico, tmp_path: Path) -> None:
-    """Three layers in the config and two in the files: Live names the class and what it lacks."""
-    parents = [changed(pico[n], tmp_path / n, config={"num_hidden_layers": 3}) for n in ("a", "c")]
-    with pytest.raises(MergeError, match=r"LlamaForCausalLM lacks model\.layers\.2"):
+    """Biases in the config and none in the files: Live names the class and what it lacks."""
+    parents = [changed(pico[n], tmp_path / n, config={"attention_bias": True}) for n in ("a", "c")]
+    with pytest.raises(MergeError, match=r"LlamaForCausalLM lacks model\.layers\.0.*bias"):
         run(plan(recipe("linear", parents)), Live())
 
 

@@ -123,9 +123,10 @@ def make_room(id: str, need: int, coming: int) -> None:
             return
     if bound is None or over <= 0 or need + coming > free:
         raise no_room(id, need, "too few")
-    taken = f"{kept / 1e9:.1f} of the cache's {bound / 1e9:.1f} GB are taken, and in use"
-    how = "try again when they are free, choose smaller models, or raise MERGING_CACHE_GB"
-    raise MergeError(f"{id} needs {need / 1e9:.1f} GB of disk, {taken}: {how}.")
+    used = (kept + coming - sum(one.bytes for one in chosen)) / 1e9
+    what = f"{id} needs {need / 1e9:.1f} GB, and the cache may take {bound / 1e9:.1f} GB"
+    how = "try again when it is free, choose smaller models, or raise MERGING_CACHE_GB"
+    raise MergeError(f"{what}, of which {used:.1f} GB are in use: {how}.")
 
 
 def no_room(id: str, need: int, why: str) -> MergeError:
@@ -301,10 +302,11 @@ def _remove(folder: Path) -> None:
     for name in ("snapshots", "refs", "blobs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != MARKER:
-            path.unlink(missing_ok=True)
-    (folder / MARKER).unlink(missing_ok=True)
-    with suppress(OSError):  # somebody began anew
+        with suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != MARKER:
+                path.unlink()
+    with suppress(OSError):  # it cannot be removed, or somebody began anew
+        (folder / MARKER).unlink()
         folder.rmdir()

@@ -88,9 +88,12 @@ def _ask(id: str, ref: str, token: Token) -> Repo:
     commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise MergeError(f"The Hub names no commit of {id} at {ref}: choose another revision.")
-    license = (info.card_data.get("license") if info.card_data else None) or None
+    stated = info.card_data.get("license") if info.card_data else None
+    license = ", ".join(map(str, stated)) if isinstance(stated, list) else stated and str(stated)
     parameters = info.safetensors.total if info.safetensors else None
-    repo = Repo(id, commit, files, bool(info.gated or info.private), license, parameters, ref)
+    repo = Repo(
+        id, commit, files, bool(info.gated or info.private), license or None, parameters, ref
+    )
     if not info.private:
         _listings()[constants.ENDPOINT, id, commit] = time.monotonic(), replace(repo, ref=commit)
     return repo

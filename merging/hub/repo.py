@@ -61,6 +61,7 @@ def listed(repo: Repo, name: str) -> File:
 
 
 def small(repo: Repo) -> list[str]:
-    """The config, tokenizer, template and index files that the repo has."""
-    plain = (name for name in repo.files if "/" not in name)
+    """The config, tokenizer, template and index files that the repo has; no index of one file."""
+    unused = INDEX if SINGLE in repo.files else ""
+    plain = (name for name in repo.files if "/" not in name and name != unused)
     return sorted(n for n in plain if any(fnmatchcase(n, pattern) for pattern in SMALL))

@@ -52,7 +52,7 @@ def build() -> gr.Blocks:
         _forming(page)
         _finding(page)
         _running(page)
-        _keeping(page)
+        _keeping(blocks, page)
         _showing(page)
         _remembering(blocks, page)
         endpoints(private)
@@ -126,6 +126,7 @@ def _running(page: Page) -> None:
     ask = _handling(asking.ask, page)
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
                   {page.progress, *page.answered()}, **LIMIT)  # fmt: skip
+    _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
     )
@@ -142,8 +143,9 @@ def _running(page: Page) -> None:
         {page.visit, page.status, *chats}, cancels=trying)  # fmt: skip
 
 
-def _keeping(page: Page) -> None:
+def _keeping(blocks: gr.Blocks, page: Page) -> None:
     """Whatever takes a merge away: it merges on this machine's processor, one at a time."""
+    _on(blocks.load, keeping.show_cache, page, {page.visit}, {page.foot})
     buttons, alone = page.buttons, {"concurrency_id": "keeping", "concurrency_limit": 1}
     asked = {page.visit, page.push_name, page.push_public}
     offered = {page.offer, page.confirm, page.kept_status}

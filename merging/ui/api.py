@@ -14,7 +14,6 @@ from merging import gpu
 from merging.chat import Question, Reply
 from merging.errors import AccessError, MergeError
 from merging.merge import Progress
-from merging.plan import plan
 from merging.recipe import Recipe
 from merging.ui import jobs, kept
 from merging.ui.visitor import Visitor, visitor
@@ -54,12 +53,12 @@ def endpoints(private: Callable[[gr.Request], bool]) -> None:
 def _check(text: str, who: Visitor) -> dict[str, Any]:
     try:
         recipe = Recipe.from_yaml(text)
-        decided = plan(recipe, find=who.find)
+        decided, notes = jobs.check(recipe, who)
     except MergeError as error:
         return {"ok": False, "notes": [{"level": "red", "text": str(error)}], "columns": []}
     return {
-        "ok": True,
-        "notes": [{"level": note.level, "text": note.text} for note in decided.notes],
+        "ok": not any(note.level == "red" for note in notes),
+        "notes": [{"level": note.level, "text": note.text} for note in notes],
         "columns": [*decided.columns, gpu.MERGED],
         "merge": decided.identity,
         "recipe": decided.recipe.to_yaml(),

@@ -10,10 +10,9 @@ from typing import Any
 import gradio as gr
 
 from merging.errors import MergeError
-from merging.plan import plan
 from merging.recipe import Recipe
 from merging.ui import form as forms
-from merging.ui import look
+from merging.ui import jobs, look
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.layout import Page
 from merging.ui.presets import Preset
@@ -154,6 +153,6 @@ def _checked(page: Page, visitor: Visitor, text: str, *, local: bool = False) ->
         yield {page.notes: look.hint("Not checked yet: press Check, or Merge.")}
         return
     yield {page.notes: look.hint("Checking …")}
-    decided = plan(recipe, find=replace(visitor, pins={}).find)
+    decided, notes = jobs.check(recipe, replace(visitor, pins={}))
     pins = dict(zip(recipe.names(), decided.recipe.names(), strict=True))
-    yield {page.notes: look.notes(decided.notes), page.pins: pins}
+    yield {page.notes: look.notes(notes), page.pins: pins}

@@ -10,11 +10,11 @@ from typing import Any
 
 import gradio as gr
 
-from merging import hub
+from merging import gpu, hub
 from merging.errors import MergeError
-from merging.library import budget, chat_dtype
-from merging.merge import default_device
+from merging.library import chat_dtype
 from merging.methods import methods
+from merging.sources import RESERVED
 from merging.ui import choosing, look
 from merging.ui import form as forms
 from merging.ui.errors import Updates, Values
@@ -30,9 +30,9 @@ ALONE = "The Hub gives no answer: only the models that come with this page are l
 @cache
 def largest() -> int:
     """Parameters of the largest model of which this machine could hold all that a merge needs."""
-    device = default_device()
+    device, room = gpu.room()
     dtype = chat_dtype(device)
-    return budget(device) // TOGETHER // (dtype.itemsize if dtype else 2)
+    return room // TOGETHER // (dtype.itemsize if dtype else 2)
 
 
 def listing(visitor: Visitor, text: str) -> tuple[dict[str, Any], str]:
@@ -71,7 +71,7 @@ def _rounded(count: int) -> str:
     unit, size = next((unit, size) for unit, size, least in units if count >= least)
     value = count / size
     digits = 0 if value >= 10 or not unit else 1 if value >= 1 else 2
-    return f"{value:.{digits}f} {unit}".strip()
+    return f"{value:.{digits}f}\N{NO-BREAK SPACE}{unit}".strip()
 
 
 def relatives(slot: str, page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
@@ -93,13 +93,13 @@ def relatives(slot: str, page: Page, visitor: Visitor, values: Values) -> Iterat
 
 
 def _chips(picked: Mapping[str, str], method: str, lineage: hub.Lineage) -> list[tuple[str, str]]:
-    """Which picker each relative would fill."""
+    """Which picker each relative would fill: an embedded model fits none of the Hub's."""
     rules = methods()[method]
     known = {name.partition("@")[0] for name in picked.values()}
     chips = []
     if rules.base == "required" and known.isdisjoint(lineage.bases):
         chips = [("base", id) for id in lineage.bases]
-    free = [key for key in forms.PARENTS[: rules.models[1]] if not picked[key]]
+    free = [key for key in forms.PARENTS[: rules.models[1]] if picked[key] in ("", *RESERVED)]
     siblings = [one.id for one in lineage.siblings if one.id not in known]
     return chips + [(free[0], id) for id in siblings[:SIBLINGS] if free]
 

@@ -7,9 +7,10 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from merging import gpu
+from merging import costs, gpu, hub
 from merging.merge import Progress, fetched
-from merging.plan import plan
+from merging.notes import Note
+from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.sources import fetch
 from merging.ui.visitor import Visitor
@@ -29,9 +30,18 @@ class Made:
     parents: tuple[str, ...]
 
 
+def check(recipe: Recipe, visitor: Visitor) -> tuple[Plan, tuple[Note, ...]]:
+    """The plan of a merge, with its notes and those on what it costs here. No weights are read."""
+    decided = plan(recipe, find=visitor.find)
+    device, room = gpu.room()
+    spent = costs.costs(decided, room=room, device=device)
+    return decided, (*decided.notes, *costs.notes(spent))
+
+
 def make(recipe: Recipe, visitor: Visitor) -> Generator[gpu.Event, None, tuple[Made, gpu.Job]]:
     """Plan, and fetch the parents; returns the merge and the job that carries it out."""
-    decided = yield from fetched(plan(recipe, find=visitor.find), token=visitor.token)
+    with hub.using(recipe.names()):
+        decided = yield from fetched(plan(recipe, find=visitor.find), token=visitor.token)
     pinned = decided.recipe
     title, parents = decided.method.title, tuple(dict.fromkeys(pinned.names()))
     made = Made(decided.identity, pinned.to_yaml(), title, decided.columns, parents)
@@ -44,14 +54,15 @@ def at_hand(
     """Fetch models that are to be used, each checked for the visitor; returns where they lie."""
     places = {}
     for column, model in models.items():
-        steps = fetch(visitor.find(model), token=visitor.token)
-        try:
-            while True:
-                at = next(steps)
-                share = at.done / at.total if at.total else 1.0
-                yield Progress(at.file, at.done, at.total, share, 0.0, 0.0, "fetch")
-        except StopIteration as end:
-            places[column] = gpu.place(end.value)
+        with hub.using([model]):
+            steps = fetch(visitor.find(model), token=visitor.token)
+            try:
+                while True:
+                    at = next(steps)
+                    share = at.done / at.total if at.total else 1.0
+                    yield Progress(at.file, at.done, at.total, share, 0.0, 0.0, "fetch")
+            except StopIteration as end:
+                places[column] = gpu.place(end.value)
     return places
 
 
@@ -76,5 +87,6 @@ def job_of(
 
 def run(job: gpu.Job) -> Iterator[gpu.Event]:
     """Have the device do a job, whose models stay in the cache meanwhile."""
-    with closing(gpu.run(job)) as events:  # type: ignore[type-var]  # run is a generator
+    names = [place.name for place in (*job.places, *job.parents)]
+    with hub.using(names), closing(gpu.run(job)) as events:  # type: ignore[type-var]  # a generator
         yield from events

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from merging import hub
 from merging.errors import AccessError, MergeError
 from merging.merge import fetched, merge
 from merging.plan import Plan, plan
@@ -88,6 +89,11 @@ def confirm_push(page: Page, visitor: Visitor, values: Values) -> Iterator[Updat
 
 def cancel_push(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
     yield {page.offer: None, page.confirm: look.shown(False), page.kept_status: ""}
+
+
+def show_cache(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+    """What the downloads take, at the foot of the page."""
+    yield {page.foot: look.foot(hub.kept_state())}
 
 
 def _made(page: Page, values: Values) -> Made:

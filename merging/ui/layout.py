@@ -64,6 +64,7 @@ class Page:
     push_public: gr.Checkbox
     confirm: gr.Row
     kept_status: gr.HTML
+    foot: gr.HTML
     offer: gr.State
     buttons: Mapping[str, gr.Button]
     visit: gr.State
@@ -117,6 +118,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
         parts |= _recipe(known[0], buttons)
     with gr.Accordion("Keep this merge", open=False, elem_id="keep-box"):
         parts |= _keep(buttons)
+    parts["foot"] = gr.HTML(elem_id="foot")
     kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
     return Page(
         private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),

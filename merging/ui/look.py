@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from merging.chat import Reply
+from merging.hub import Kept
 from merging.merge import Progress
 from merging.notes import Note
 
@@ -112,6 +113,16 @@ def offer(
 def pushed(name: str, url: str) -> str:
     link = f'<a href="{escape(url)}" target="_blank" rel="noreferrer">{escape(name)}</a>'
     return f'<p class="hint" role="status">Pushed to {link}.</p>'
+
+
+def foot(kept: Kept) -> str:
+    """What the downloads take."""
+    of = f" of {kept.budget / 1e9:.0f}" if kept.budget else ""
+    models = f"{kept.count} model{'s' * (kept.count != 1)}"
+    return (
+        f'<p class="foot">Downloads: {models}, {kept.bytes / 1e9:.1f}{of} GB · '
+        f"{kept.free / 1e9:.0f} GB of disk free</p>"
+    )
 
 
 def shown(visible: bool) -> Any:

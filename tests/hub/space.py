@@ -10,10 +10,13 @@ def who(token: gr.OAuthToken | None, profile: gr.OAuthProfile | None) -> str:
     return f"{profile.username}, {token.token}, {token.scope}" if token and profile else "nobody"
 
 
-with gr.Blocks() as demo:
-    gr.LoginButton()
-    told = gr.Textbox(label="You are")
-    demo.load(who, None, told, api_name="who")
+def main() -> None:
+    with gr.Blocks() as demo:
+        gr.LoginButton()
+        told = gr.Textbox(label="You are")
+        demo.load(who, None, told, api_name="who")
+    demo.launch(ssr_mode=False)
+
 
 if __name__ == "__main__":
-    demo.launch(ssr_mode=False)
+    main()

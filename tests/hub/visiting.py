@@ -23,7 +23,8 @@ def visitor(hub: LocalHub, name: str | None = None, **settings: Any) -> httpx.Cl
             cookie.secure = False
 
     hooks = {"response": [keep]}
-    client = httpx.Client(follow_redirects=True, event_hooks=hooks, **settings)
+    settings = {"follow_redirects": True, "timeout": 30} | settings
+    client = httpx.Client(event_hooks=hooks, **settings)
     if name is not None:
         client.cookies.set("who", name, httpx.URL(hub.url).host)
     return client
