@@ -520,11 +520,13 @@ def test_what_is_under_way_counts(
 ) -> None:
     """Two downloads that fit alone and not together do not both begin."""
     monkeypatch.setattr(client, "PAUSE", 0.01)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
     one, two = publish("org/one"), publish("org/two")
-    hub.fault("GET /cdn/", "slow", **SLOW)
+    hub.fault("GET /cdn/", "hang", times=2, after=9000)
     monkeypatch.setenv("MERGING_CACHE_GB", "0.001")
     first = ours.download(one)
-    next(first)
+    while next(first).done < 18_000:
+        pass
     with pytest.raises(MergeError, match=r"org/two needs"):
         next(ours.download(two))
     *_, last = first

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from merging.errors import AccessError, MergeError
 from merging.hub.cache import cached_repo, not_cached
-from merging.hub.client import LoginError, Token, UnreachableError, api, get, patiently, plainly
+from merging.hub.client import Token, UnreachableError, api, get, patiently, plainly
 from merging.hub.repo import COMMIT, File, Repo, check_names
 
 ATTEMPTS = 2  # people wait for the answer
@@ -43,15 +43,17 @@ def _known(id: str, ref: str, token: Token) -> Repo:
     if repo is None or time.monotonic() - asked > REMEMBERED:
         try:
             repo = patiently(lambda: _ask(id, ref, token), attempts=ATTEMPTS)
-        except LoginError as refused:
-            repo = _public(id, ref, refused)
-            token = False
+        except AccessError as refused:
+            if not token:
+                raise
+            repo, token = _public(id, ref, refused), False
     if repo.gated:  # the listing of a gated repo is open to all, its files are not
         _check_access(id, ref, token)
     return repo
 
 
-def _public(id: str, ref: str, refused: LoginError) -> Repo:
+def _public(id: str, ref: str, refused: AccessError) -> Repo:
+    """The listing for anybody: over https, a login too old looks like a repo that is not there."""
     try:
         repo = patiently(lambda: _ask(id, ref, False), attempts=ATTEMPTS)
     except UnreachableError:

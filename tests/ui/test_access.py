@@ -54,13 +54,13 @@ def door(hub: LocalHub, space: App, browser: Browser) -> Iterator[Door]:
         context = browser.new_context(viewport={"width": 1440, "height": 1000})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.goto(space.url)
         visitor = Playground(page).ready()
         if name:
             context.add_cookies([{"name": "who", "value": name, "url": hub.url}])
             visitor.part("sign-in").click()
-            expect(visitor.part("sign-in")).to_have_text(re.compile(name), timeout=15_000)
+            expect(visitor.part("sign-in")).to_have_text(re.compile(name), timeout=30_000)
             visitor.ready()
         return visitor
 
