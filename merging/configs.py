@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from merging.errors import MergeError
+from merging.headers import TensorInfo
 from merging.names import EMBEDDING, PACKED, head, layer, layers
 from merging.pairing import Step, rows
-from merging.sources import Source, TensorInfo
+from merging.sources import Source
 from merging.vocabulary import Vocabulary
 
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")

@@ -13,10 +13,11 @@ import torch
 
 from merging import vocabulary
 from merging.errors import MergeError
+from merging.headers import TensorInfo
 from merging.names import BUFFERS, EMBEDDING, at_layer, before_layers, head, layer, layers, prefix
 from merging.parameters import Settings
 from merging.roles import Part
-from merging.sources import Source, TensorInfo
+from merging.sources import Source
 from merging.vocabulary import Vocabulary
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from merging.companions import write_companions
 from merging.errors import MergeError
-from merging.sources import DTYPES
+from merging.headers import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,13 +67,13 @@ class Folder:
                 )
         self.files = _shards(plan.steps, self.shard)
         self.shards: dict[str, _Shard] = {}
-        written = [f for f in self.files if (self.partial / f).is_file()]
+        written = [f for f, steps in self.files.items() if _holds(self.partial / f, steps)]
         self.complete = {step.name for file in written for step in self.files[file]}
         sizes = [_bytes(s) for file, s in self.files.items() if file not in written]
         self._check_disk(sum(sorted(sizes, reverse=True)[: self.at_once]))
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
-            for stray in set(self.partial.iterdir()) - {self.partial / f for f in self.files}:
+            for stray in set(self.partial.iterdir()) - {self.partial / f for f in written}:
                 stray.unlink()  # of a run with another shard size
         except OSError as error:
             raise MergeError(
@@ -156,6 +157,14 @@ def _shards(steps: "Sequence[Step]", limit: int) -> dict[str, list["Step"]]:
         return {"model.safetensors": groups[0]}
     count = len(groups)
     return {f"model-{i:05}-of-{count:05}.safetensors": g for i, g in enumerate(groups, 1)}
+
+
+def _holds(path: Path, steps: "Sequence[Step]") -> bool:
+    """Whether a file is there with these tensors: another shard size cuts elsewhere."""
+    if not path.is_file():
+        return False
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys()) == {step.name for step in steps}
 
 
 def _bytes(steps: "Sequence[Step]") -> int:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from merging import MergeError
-from merging.sources import APP, RESERVED, Checkpoint, TensorInfo, open_source, read_header
+from merging.headers import TensorInfo, read_header
+from merging.sources import APP, RESERVED, Checkpoint, open_source
 from tests.conftest import WEIGHTS, changed
 
 Pico = dict[str, Path]

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from merging.errors import AccessError, MergeError
 from merging.hub.cache import cached_repo, not_cached
-from merging.hub.client import Token, UnreachableError, api, get, patiently, plainly
+from merging.hub.client import LimitError, Token, UnreachableError, api, get, patiently, plainly
 from merging.hub.repo import COMMIT, File, Repo, check_names
 
 ATTEMPTS = 2  # people wait for the answer
@@ -28,7 +28,7 @@ def pin(id: str, revision: str | None = None, *, token: Token = False) -> Repo:
         return copy or not_cached(f"{id} at {ref}")
     try:
         return _known(id, ref, token)
-    except UnreachableError as lost:
+    except (UnreachableError, LimitError) as lost:
         if copy and copy.gated:
             raise AccessError(f"{lost} {id} is cached but gated: access must be checked.") from lost
         if copy:

@@ -113,8 +113,9 @@ def _finding(page: Page) -> None:
         picker.blur(None, None, picker, js=rest)
         if slot != "base":
             _on(picker.input, partial(finding.relatives, slot), page, form, {chips}, **last)
-    _on(chips.click, finding.take, page, {*form, chips}, page.filled())
-    _on(chips.click, finding.further, page, {*form, chips}, {chips}, **quick)
+    click = chips.click(lambda row: row[0], chips, page.taken, **quick)  # before the chips change
+    _on(click.then, finding.take, page, {*form, page.taken}, page.filled())
+    _on(click.then, finding.further, page, {*form, page.taken}, {chips}, **quick)
     others = [page.preset.input, page.buttons["swap"].click, page.buttons["use"].click]
     gr.on(others, lambda: gr.Dataset(visible=False), None, chips, **quick)
 

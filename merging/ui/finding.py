@@ -118,5 +118,5 @@ def further(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 
 
 def _clicked(page: Page, values: Values) -> tuple[str, Any, str]:
-    slot, target, id = values[page.relatives][0].split(" ", 2)
+    slot, target, id = values[page.taken].split(" ", 2)
     return slot, page.form.pickers[target], id

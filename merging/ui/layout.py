@@ -43,6 +43,7 @@ class Page:
     why: gr.HTML
     form: Form
     relatives: gr.Dataset
+    taken: gr.State
     found: gr.JSON
     silence: gr.HTML
     notes: gr.HTML
@@ -146,7 +147,7 @@ def _choose(
     why = gr.HTML(elem_id="why")
     pickers = forms.pickers()
     parts = {"preset": preset, "why": why, "silence": gr.HTML(elem_id="silence")}
-    parts["found"] = gr.JSON(visible=False)
+    parts |= {"found": gr.JSON(visible=False), "taken": gr.State("")}
     parts["relatives"] = gr.Dataset(
         components=[gr.Textbox(visible=False)], samples=[], visible=False, elem_id="relatives"
     )
