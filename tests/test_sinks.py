@@ -195,3 +195,22 @@ def test_files_of_another_shard_size_are_not_published(decided: Plan, tmp_path: 
     steps.close()
     run(decided, Folder(tmp_path / "out"))
     assert [p.name for p in (tmp_path / "out").glob("*.safetensors")] == [WEIGHTS]
+
+
+def test_other_cuts_under_the_same_names_are_not_continued(decided: Plan, tmp_path: Path) -> None:
+    """Another shard size may give as many files, cut elsewhere: continuing would lose tensors."""
+    first: dict[int, tuple[int, int]] = {}
+    for size in range(9_000, 30_000, 500):
+        run(decided, Folder(tmp_path / "tried", shard=size, replace=True))
+        files = sorted((tmp_path / "tried").glob("*.safetensors"))
+        before, cut = first.setdefault(len(files), (size, files[0].stat().st_size))
+        if cut != files[0].stat().st_size:
+            break
+    steps = merge(decided, Folder(tmp_path / "out", shard=before))
+    while not list(tmp_path.glob("out.partial-*/*.safetensors")):
+        next(steps)
+    steps.close()
+    run(decided, Folder(tmp_path / "out", shard=size))
+    found, wanted = loaded(tmp_path / "out"), loaded(tmp_path / "tried")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
