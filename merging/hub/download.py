@@ -67,12 +67,13 @@ def _ask(repo: Repo, filename: str, start: int, stop: int, token: Token) -> byte
         with open_file(repo, filename, token, f"bytes={start}-{stop - 1}") as response:
             if response.status_code != 206:
                 raise MergeError(f"The Hub sends no parts of {repo.id}: download it whole first.")
-            return b"".join(pieces(response, repo.id))
+            data = b"".join(pieces(response, repo.id))
+        if len(data) != stop - start:
+            what = f"The Hub sent {len(data)} bytes for {stop - start} of {repo.id}"
+            raise UnreachableError(f"{what}: try again later.")
+        return data
 
-    data = patiently(attempt, attempts=2 if there(repo, filename) else ATTEMPTS)
-    if len(data) != stop - start:
-        raise MergeError(f"The Hub sent {len(data)} bytes for {stop - start}: try again later.")
-    return data
+    return patiently(attempt, attempts=2 if there(repo, filename) else ATTEMPTS)
 
 
 def small_files(repo: Repo, *, token: Token = False) -> Path:

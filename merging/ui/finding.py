@@ -14,6 +14,7 @@ from merging import gpu, hub
 from merging.errors import MergeError
 from merging.library import chat_dtype
 from merging.methods import methods
+from merging.recipe import Recipe
 from merging.sources import RESERVED
 from merging.ui import choosing, look
 from merging.ui import form as forms
@@ -75,7 +76,19 @@ def _rounded(count: int) -> str:
 
 
 def relatives(slot: str, page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """Offer what goes with the model in a picker: its base, and its siblings for a free picker."""
+    """Offer what goes with the model that has just been put into a picker.
+
+    The recipe is still the old one; a picker that was only left without a change tells so by it.
+    """
+    before = forms.placed(Recipe.from_yaml(values[page.recipe] or page.presets[0].text))
+    if (values[page.form.pickers[slot]] or "").strip() != (before[slot] or ""):
+        yield _offered(slot, page, visitor, values)
+    else:
+        yield {page.relatives: gr.skip()}
+
+
+def _offered(slot: str, page: Page, visitor: Visitor, values: Values) -> Updates:
+    """A model's base, and its siblings for a picker that is free."""
     picked = {key: (values[p] or "").strip() for key, p in page.form.pickers.items()}
     name = picked[slot].rpartition("+")[2].partition("@")[0]
     try:
@@ -83,7 +96,7 @@ def relatives(slot: str, page: Page, visitor: Visitor, values: Values) -> Iterat
     except MergeError:  # no model of the Hub, or no Hub
         lineage = hub.Lineage()
     chips = _chips(picked, values[page.form.method], lineage)
-    yield {
+    return {
         page.relatives: gr.Dataset(
             samples=[[f"{slot} {target} {id}"] for target, id in chips],
             sample_labels=[f"{look.MARKS[target]} {id}" for target, id in chips],
@@ -114,7 +127,7 @@ def take(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 def further(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """The relatives that are left to offer after one was taken."""
     slot, picker, id = _clicked(page, values)
-    yield from relatives(slot, page, visitor, {**values, picker: id})
+    yield _offered(slot, page, visitor, {**values, picker: id})
 
 
 def _clicked(page: Page, values: Values) -> tuple[str, Any, str]:

@@ -114,16 +114,18 @@ def test_words_in_any_order_are_listed(visit: Visit) -> None:
     expect(picker(playground, "a")).to_have_value("kin/mini-code-chat")
 
 
-@pytest.mark.parametrize("end", ["Enter", "Tab"])
-@pytest.mark.parametrize("name", ["kin/mini-cod", "kin/mini@main", "kin/mini-code"])
-def test_a_name_written_out_is_taken_as_written(visit: Visit, name: str, end: str) -> None:
+def test_a_name_written_out_is_taken_as_written(visit: Visit) -> None:
     """Never for a longer one that happens to be listed."""
     playground = visit().ready()
-    write(playground, "a", name)
-    playground.page.wait_for_timeout(600)
-    playground.page.keyboard.press(end)
-    expect(picker(playground, "a")).to_have_value(name)
-    expect(playground.recipe()).to_contain_text(re.compile(rf"model: {name}(?![\w-])"))
+    for name in ("kin/mini-cod", "kin/mini@main", "kin/mini-code"):
+        for end in ("Enter", "Tab"):
+            write(playground, "a", name)
+            expect(lines(playground, "a").first).to_contain_text(name)
+            playground.page.keyboard.press(end)
+            expect(picker(playground, "a")).to_have_value(name)
+            expect(playground.recipe()).to_contain_text(re.compile(rf"model: {name}(?![\w-])"))
+            playground.pick("a", "assets/demo/a")
+            expect(playground.recipe()).to_contain_text("model: assets/demo/a")
 
 
 def test_relatives_are_offered_and_taken(visit: Visit) -> None:
@@ -147,6 +149,9 @@ def test_a_base_further_back_is_offered_too(visit: Visit) -> None:
     playground = visit().ready()
     playground.pick("a", "kin/mini-code-chat")
     expect(chips(playground)).to_have_text(["○ kin/mini-code", "○ kin/mini"])
+    picker(playground, "b").click()
+    playground.page.keyboard.press("Tab")  # to leave a picker as it was changes nothing
+    playground.page.wait_for_timeout(400)
     chips(playground).last.click()
     expect(chips(playground)).to_have_count(0)
     playground.part("method").get_by_label("Linear").check()
@@ -161,8 +166,7 @@ def test_nothing_is_asked_about_embedded_models(visit: Visit, local_hub: LocalHu
     before = len(local_hub.log)
     playground.pick("b", "assets/demo/base")
     expect(playground.recipe()).to_contain_text("model: assets/demo/base")
-    write(playground, "a", "assets/demo")
-    playground.page.wait_for_timeout(600)
+    playground.page.wait_for_timeout(400)
     expect(chips(playground)).to_have_count(0)
     assert len(local_hub.log) == before
 
@@ -183,3 +187,4 @@ def test_without_a_network_the_curated_models_remain(visit: Visit, tmp_path: Pat
         expect(picker(playground, "a")).to_have_value("Bruno · assets/demo/b")
         expect(playground.page.locator(".failure, .toast-body")).to_have_count(0)
         expect(chips(playground)).to_have_count(0)
+        playground.page.close()  # before its server, which it would miss
