@@ -74,9 +74,10 @@ def progress(at: Progress) -> str:
     if at.stage == "wait":
         return bar(0, f"Waiting for {at.tensor}")
     if at.stage in ("fetch", "push"):
-        done, total = at.done / 1e9, at.total / 1e9
         doing = {"fetch": "Fetching", "push": "Pushing"}[at.stage]
-        text = f"{doing} {at.tensor} · {done:.2f} of {total:.2f} GB · {1e3 * at.gb_per_s:.0f} MB/s"
+        unit, size = ("GB", 1e9) if at.total >= 1e9 else ("MB", 1e6)
+        far = f"{at.done / size:.1f} of {at.total / size:.1f} {unit}"
+        text = f"{doing} {at.tensor} · {far} · {1e3 * at.gb_per_s:.0f} MB/s"
     else:
         text = f"Merging {at.tensor} · {at.gb_per_s:.2f} GB/s"
     left = f" · {at.seconds_left:.0f} s left" if at.seconds_left >= 1 else ""
@@ -87,7 +88,7 @@ def download(path: str, size: int) -> str:
     name = f"merge-{path.rpartition('/')[2].removesuffix('.zip')[:8]}"
     return (
         f'<p class="hint"><a class="get" href="{escape(path)}" download>⤓ {escape(name)}.zip</a> '
-        f"{size / 1e9:.2f} GB: weights in safetensors, config, tokenizer, recipe and card.</p>"
+        f"{amount(size)}: weights in safetensors, config, tokenizer, recipe and card.</p>"
     )
 
 
@@ -104,7 +105,7 @@ def offer(
         warning += f" {closed} is not open to all: share only with those who have access to it."
     warned = f'<p class="warned">{_code(warning.strip())}</p>' if warning else ""
     return (
-        f'<div class="offer" role="alert"><p>Push <b>{size / 1e9:.2f} GB</b> to '
+        f'<div class="offer" role="alert"><p>Push <b>{amount(size)}</b> to '
         f"<b>{escape(name)}</b>, {where} of yours? Licences of its parents:</p>"
         f"<ul>{rows}</ul>{warned}</div>"
     )
@@ -128,6 +129,11 @@ def foot(kept: Kept) -> str:
 def shown(visible: bool) -> Any:
     """An update that shows or hides a component."""
     return gr.update(visible=visible)
+
+
+def amount(size: int) -> str:
+    """Bytes as people say them."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def column_head(slot: str, title: str, stats: str = "") -> str:
