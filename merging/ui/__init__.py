@@ -112,10 +112,11 @@ def _finding(page: Page) -> None:
         answered.then(None, page.found, picker, js=show)
         picker.blur(None, None, picker, js=rest)
         if slot != "base":
-            _on(picker.input, partial(finding.relatives, slot), page, form, {chips}, **last)
+            _on(picker.input, partial(finding.relatives, slot), page, {*form, page.looked},
+                {chips, page.looked}, **last)  # fmt: skip
     click = chips.click(lambda row: row[0], chips, page.taken, **quick)  # before the chips change
     _on(click.then, finding.take, page, {*form, page.taken}, page.filled())
-    _on(click.then, finding.further, page, {*form, page.taken}, {chips}, **quick)
+    _on(click.then, finding.further, page, {*form, page.taken}, {chips, page.looked}, **quick)
     others = [page.preset.input, page.buttons["swap"].click, page.buttons["use"].click]
     gr.on(others, lambda: gr.Dataset(visible=False), None, chips, **quick)
 

@@ -14,7 +14,6 @@ from merging import gpu, hub
 from merging.errors import MergeError
 from merging.library import chat_dtype
 from merging.methods import methods
-from merging.recipe import Recipe
 from merging.sources import RESERVED
 from merging.ui import choosing, look
 from merging.ui import form as forms
@@ -76,33 +75,32 @@ def _rounded(count: int) -> str:
 
 
 def relatives(slot: str, page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """Offer what goes with the model that has just been put into a picker.
-
-    The recipe is still the old one; a picker that was only left without a change tells so by it.
-    """
-    before = forms.placed(Recipe.from_yaml(values[page.recipe] or page.presets[0].text))
-    if (values[page.form.pickers[slot]] or "").strip() != (before[slot] or ""):
-        yield _offered(slot, page, visitor, values)
-    else:
+    """Offer what goes with the model in a picker, unless that was merely left as it was."""
+    if values[page.looked].get(slot) == _picked(page, values)[slot]:
         yield {page.relatives: gr.skip()}
+    else:
+        yield _offered(slot, page, visitor, values)
+
+
+def _picked(page: Page, values: Values) -> dict[str, str]:
+    return {slot: (values[p] or "").strip() for slot, p in page.form.pickers.items()}
 
 
 def _offered(slot: str, page: Page, visitor: Visitor, values: Values) -> Updates:
-    """A model's base, and its siblings for a picker that is free."""
-    picked = {key: (values[p] or "").strip() for key, p in page.form.pickers.items()}
+    """A model's bases, and its siblings for a picker that is free."""
+    picked = _picked(page, values)
     name = picked[slot].rpartition("+")[2].partition("@")[0]
     try:
         lineage = hub.lineage(name, token=visitor.token)
     except MergeError:  # no model of the Hub, or no Hub
         lineage = hub.Lineage()
     chips = _chips(picked, values[page.form.method], lineage)
-    return {
-        page.relatives: gr.Dataset(
-            samples=[[f"{slot} {target} {id}"] for target, id in chips],
-            sample_labels=[f"{look.MARKS[target]} {id}" for target, id in chips],
-            label=f"Goes with {look.short(name)}", visible=bool(chips),
-        )
-    }  # fmt: skip
+    offered = gr.Dataset(
+        samples=[[f"{slot} {target} {id}"] for target, id in chips],
+        sample_labels=[f"{look.MARKS[target]} {id}" for target, id in chips],
+        label=f"Goes with {look.short(name)}", visible=bool(chips),
+    )  # fmt: skip
+    return {page.relatives: offered, page.looked: picked}
 
 
 def _chips(picked: Mapping[str, str], method: str, lineage: hub.Lineage) -> list[tuple[str, str]]:

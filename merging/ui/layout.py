@@ -44,6 +44,7 @@ class Page:
     form: Form
     relatives: gr.Dataset
     taken: gr.State
+    looked: gr.State
     found: gr.JSON
     silence: gr.HTML
     notes: gr.HTML
@@ -148,6 +149,7 @@ def _choose(
     pickers = forms.pickers()
     parts = {"preset": preset, "why": why, "silence": gr.HTML(elem_id="silence")}
     parts |= {"found": gr.JSON(visible=False), "taken": gr.State("")}
+    parts["looked"] = gr.State({})
     parts["relatives"] = gr.Dataset(
         components=[gr.Textbox(visible=False)], samples=[], visible=False, elem_id="relatives"
     )
