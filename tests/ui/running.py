@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +53,9 @@ def running(home: Path, start: Sequence[str] = ("app.py",), **changes: str) -> I
     settings = environment(home, GRADIO_SERVER_PORT=str(port), **changes)
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, *start], cwd=ROOT, env=settings, stdout=out, stderr=out
-        )
+            [sys.executable, *start], cwd=ROOT, env=settings, stdout=out, stderr=out,
+            start_new_session=True,
+        )  # fmt: skip
     app = App(f"http://127.0.0.1:{port}", process, log)
     try:
         _wait(app)
@@ -65,6 +67,8 @@ def running(home: Path, start: Sequence[str] = ("app.py",), **changes: str) -> I
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with suppress(ProcessLookupError):  # a ZeroGPU worker outlives the app that forked it
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
