@@ -297,8 +297,8 @@ def open_folder(
     gated: bool = False,
 ) -> Checkpoint:
     """A local checkpoint. Raises MergeError for missing, unsafe or truncated files."""
-    listed = [path.name for path in folder.iterdir()]
-    adapter = "adapter_config.json" in listed and not {SINGLE, INDEX} & {*listed}
+    listed = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    adapter = "adapter_config.json" in listed and not {SINGLE, INDEX} & listed
     config = _config(folder, adapter, name)
     files = weight_files(folder, name)
     headers: dict[str, dict[str, TensorInfo]] = {}
