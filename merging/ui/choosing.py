@@ -57,7 +57,8 @@ def open_recipe(page: Page, visitor: Visitor, values: Values) -> Iterator[Update
 
 
 def _used(page: Page, visitor: Visitor, text: str) -> Iterator[Updates]:
-    yield _filled(page, text) | {page.preset: None, page.recipe_status: look.hint("Recipe in use.")}
+    said = {page.preset: None, page.why: "", page.recipe_status: look.hint("Recipe in use.")}
+    yield _filled(page, text) | said
     yield from _checked(page, visitor, text, local=True)
 
 

@@ -106,7 +106,9 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     with gr.Row(elem_classes=["head-row"]):
         gr.HTML(look.HEAD)
         if can_sign_in():
-            gr.LoginButton("Sign in", size="sm", scale=0, min_width=120, elem_id="sign-in")
+            gr.LoginButton(
+                "Sign in", icon=None, size="sm", scale=0, min_width=120, elem_id="sign-in"
+            )
     with gr.Row(elem_classes=["cards"]):
         with gr.Column(elem_classes=["card"], min_width=320, scale=6):
             parts, pickers = _choose(known, buttons)
