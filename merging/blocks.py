@@ -18,7 +18,7 @@ from torch import Tensor
 
 from merging import vocabulary
 from merging.methods import Method
-from merging.methods._method import BlockFunction, Ordered, PerBlock
+from merging.methods._method import BlockFunction, Ordered, PerBlock, Sampled
 
 BLOCK = 1 << 18
 """Elements: 1 MB in float32, so that the few buffers of a method stay in the cache.
@@ -29,6 +29,9 @@ EVERY = 0.1
 """Seconds between two signs of progress inside one tensor."""
 WAITING = 16
 """Blocks at most that are done or under way before their results are taken."""
+
+SLICE, SLICES = 512, 128
+"""Elements of a sampled slice, and how many there are about."""
 
 Reader = Callable[[int, int], list[Tensor]]
 """Gives the parents' values from one flat index to another, as float32 copies of its own."""
@@ -97,6 +100,10 @@ class Work:
         return [model.sub_(base) for model in models], base
 
 
+Job = tuple[Work, Reader, tuple[int, int]]
+"""One block of one tensor: its formula, its values, and from where to where it goes."""
+
+
 def slices(tensors: Sequence[Tensor], start: int, stop: int, device: str = "cpu") -> list[Tensor]:
     """Fresh float32 copies, which the method may write into."""
     return [t[start:stop].to(device=device, dtype=torch.float32, copy=True) for t in tensors]
@@ -156,29 +163,48 @@ def measuring(
 
 
 def _pass(
-    want: BlockFunction | Ordered,
-    jobs: Sequence[tuple[Work, Reader, tuple[int, int]]],
+    want: BlockFunction | Ordered | Sampled,
+    jobs: Sequence[Job],
     pool: ThreadPoolExecutor,
-) -> Generator[int, None, Tensor | list[Tensor]]:
-    function = want.function if isinstance(want, Ordered) else want
+) -> Generator[int, None, Tensor | list[Any]]:
+    alone = isinstance(want, Ordered | Sampled)
+    function = want.function if isinstance(want, Ordered | Sampled) else want
+    if isinstance(want, Sampled):
+        jobs = _spread(jobs)
 
-    def run(job: tuple[Work, Reader, tuple[int, int]]) -> Tensor:
+    def run(job: Job) -> Any:
         work, read, block = job
         return function(work.tensors(read, *block)[0])
 
-    each: list[Tensor] = []
+    each: list[Any] = []
     last, gone = time.monotonic(), 0
     for result, (_, _, (start, stop)) in zip(in_order(pool, run, jobs), jobs, strict=True):
         gone += stop - start
-        if isinstance(want, Ordered) or not each:
+        if alone:
+            each.append(result)
+        elif not each:
             each.append(result.clone())
         else:
             each[0] += result
         if time.monotonic() - last > EVERY:
             yield gone
             last, gone = time.monotonic(), 0
-    yield gone
-    return each if isinstance(want, Ordered) else each[0]
+    yield 0 if isinstance(want, Sampled) else gone
+    return each if alone else each[0]
+
+
+def _spread(jobs: Sequence[Job]) -> list[Job]:
+    """Short slices instead of blocks, spread evenly over them all; all of it where it is short."""
+    sizes = [stop - start for _, _, (start, stop) in jobs]
+    if sum(sizes) <= SLICE * SLICES:
+        return list(jobs)
+    each = -(-SLICES // len(jobs))
+    found = []
+    for work, read, (start, stop) in jobs[:: max(1, len(jobs) // SLICES)]:
+        step = max(SLICE, (stop - start) // each)
+        firsts = range(start, stop, step)
+        found += [(work, read, (first, min(first + SLICE, stop))) for first in firsts]
+    return found
 
 
 def in_order(
@@ -218,10 +244,11 @@ def combine(
         tensors, base = work.tensors(read, start, stop)
         own = {k: v.values[index] if isinstance(v, PerBlock) else v for k, v in numbers.items()}
         merged = work.method.combine(tensors, **values, **own)
-        result = (merged if base is None else merged.add_(base)).to(dtype).reshape(-1)
-        if not result.isfinite().all():
+        merged = (merged if base is None else merged.add_(base)).reshape(-1)
+        # the extremes tell of all: rounding keeps their order, and NaN is either's neighbour
+        if not torch.stack(merged.aminmax()).to(dtype).isfinite().all():
             raise ArithmeticError
-        out[start:stop].copy_(result)
+        out[start:stop].copy_(merged if out.dtype == dtype else merged.to(dtype))
 
     last = time.monotonic()
     for index, _ in enumerate(in_order(pool, run, range(len(blocks)))):

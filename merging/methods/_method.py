@@ -8,6 +8,7 @@ the whole tensor are keyword-only and come from `measure`, a generator in which
 
     total = yield block_function        # run over fixed blocks of the tensor, results added up
     each = yield Ordered(block_function)  # the same, but the list of results, block by block
+    few = yield Sampled(block_function)   # the list of results over short slices, spread evenly
     return {"number": …}                # one value for all blocks, or `PerBlock([…])`
 """
 
@@ -28,9 +29,19 @@ BlockFunction = Callable[[Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Ordered:
-    """A block function whose results are wanted one by one, in the order of the blocks."""
+    """A function whose results are wanted one by one, in the order of the blocks."""
 
-    function: BlockFunction
+    function: Callable[[Sequence[Tensor]], Any]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A function of which the results are wanted over a few short slices, spread over the tensor.
+
+    A tensor that is not longer than all of them together is one slice.
+    """
+
+    function: Callable[[Sequence[Tensor]], Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class PerBlock:
     values: Sequence[Any]
 
 
-Measure = Callable[..., Generator[BlockFunction | Ordered, Any, dict[str, Any]]]
+Measure = Callable[..., Generator[BlockFunction | Ordered | Sampled, Any, dict[str, Any]]]
 
 
 @dataclass(frozen=True)

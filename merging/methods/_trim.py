@@ -3,23 +3,37 @@
 Exactly k entries stay, for mergekit k = max(1, int(density·n)). Among equal magnitudes the lowest
 flat index wins, which matters: of bf16 parents up to 15 % of them equal the threshold.
 
-A float32 magnitude read as an integer keeps its order, so two histograms find the k-th largest:
-one over its top 16 bits, one over the low 15 bits inside the bin that holds it.
+A float32 magnitude read as an integer keeps its order. A sample says between which two magnitudes
+the k-th largest must lie, and one pass counts those above and gathers the few between. Where the
+sample misled, or hardly two magnitudes differ, two histograms find it: one over its top 16 bits,
+one over the low 15 bits inside the bin that holds it.
 """
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any
+from math import ceil, sqrt
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
-from merging.methods._method import BlockFunction, Ordered, PerBlock
+from merging.methods._method import BlockFunction, Ordered, PerBlock, Sampled
 
 LOW_BITS = 15
 TOP, LOW = 1 << 16, 1 << LOW_BITS
 NONE = 0x7FFFFFFF
 """A threshold that no finite magnitude reaches."""
+SIGMAS, SHARE = 6, 0.01
+"""How far from the sample's quantile the k-th largest may lie: standard errors, and at least this
+share of the sample, since neighbours in a tensor are alike.
+"""
+MANY = 8
+"""A block of which more than one entry in so many lies between is too much to gather."""
+
+Asking = Generator[BlockFunction | Ordered | Sampled, Any, dict[str, Any]]
+"""What `measure` is: it asks for functions to be run over the tensor, and returns its numbers."""
 
 Count = Callable[[float, int], int]
 """How many of so many entries a density keeps."""
@@ -62,26 +76,121 @@ def equals(deltas: Sequence[Tensor], thresholds: Sequence[int]) -> Tensor:
     return torch.stack(found)
 
 
-def measure(density: Sequence[float]) -> Generator[BlockFunction | Ordered, Any, dict[str, Any]]:
+class Near(NamedTuple):
+    """Of one model's block: entries, those above the upper bound, and the magnitudes between both
+    bounds, in order; None where they are too many.
+    """
+
+    size: int
+    above: int
+    between: np.ndarray | None
+
+
+def all_magnitudes(deltas: Sequence[Tensor]) -> list[np.ndarray]:
+    return [magnitude(delta).cpu().numpy() for delta in deltas]
+
+
+def near(deltas: Sequence[Tensor], bounds: Sequence[tuple[int, int]]) -> list[Near]:
+    """For each model, what lies above and between its bounds, which both belong between."""
+    return [_near(magnitude(d), *pair) for d, pair in zip(deltas, bounds, strict=True)]
+
+
+def _near(bits: Tensor, low: int, high: int) -> Near:
+    if bits.device.type != "cpu":
+        chosen = bits[(bits >= low) & (bits <= high)].cpu().numpy()
+        above = int((bits > high).count_nonzero())
+        return Near(len(bits), above, _few(chosen, len(bits)))
+    values = bits.numpy()  # numpy compares and selects several times faster than torch on a CPU
+    above = int(np.count_nonzero(values > high))
+    # as unsigned, what is below the lower bound wraps round to the largest of all
+    inside = values[values.view(np.uint32) - np.uint32(low) <= np.uint32(high - low)]
+    return Near(len(values), above, _few(inside, len(values)))
+
+
+def _few(between: np.ndarray, size: int) -> np.ndarray | None:
+    return between if len(between) <= max(size // MANY, LOW) else None
+
+
+def _bounds(sample: np.ndarray, density: float) -> tuple[int, int]:
+    """Two magnitudes between which the threshold lies, if the sample is a fair one."""
+    if density <= 0 or density >= 1:
+        return NONE, NONE
+    size, place = len(sample), density * len(sample)
+    margin = ceil(max(SIGMAS * sqrt(place * (1 - density)), SHARE * size)) + 1
+    ordered = np.sort(sample)
+    low, high = size - int(place) - margin, size - int(place) + margin
+    return (
+        int(ordered[low]) if low > 0 else 0,
+        int(ordered[high]) if high < size else NONE - 1,
+    )
+
+
+def _found(
+    blocks: Sequence[Near], count: Count, density: float
+) -> tuple[int, list[int | None]] | None:
+    """A model's threshold, and of its equals how many each block may keep, None for all of them.
+
+    None if the threshold is not among what lies between.
+    """
+    size, above = sum(b.size for b in blocks), sum(b.above for b in blocks)
+    wanted = count(density, size)
+    if wanted in (0, size):
+        return NONE if wanted == 0 else 0, [None] * len(blocks)
+    between = [b.between for b in blocks if b.between is not None]
+    inside = np.concatenate(between)
+    place = len(inside) - (wanted - above)  # from the smallest
+    if len(between) < len(blocks) or not 0 <= place < len(inside):
+        return None
+    threshold = int(np.partition(inside, place)[place])
+    left = wanted - above - int(np.count_nonzero(inside > threshold))
+    return threshold, _shared(left, [int(np.count_nonzero(v == threshold)) for v in between])
+
+
+def _shared(left: int, there: Sequence[int]) -> list[int | None]:
+    """How many of those `there` each block may keep, if `left` may stay in all; None for all."""
+    spare: list[int | None] = []
+    for count in there:
+        spare.append(None if count <= left else left)
+        left -= min(left, count)
+    return spare
+
+
+def measure(density: Sequence[float]) -> Asking:
     """The numbers of `exactly` for as many entries as mergekit keeps."""
     return (yield from exactly(density, kept))
 
 
-def exactly(
-    density: Sequence[float], count: Count
-) -> Generator[BlockFunction | Ordered, Any, dict[str, Any]]:
+def exactly(density: Sequence[float], count: Count) -> Asking:
     """Each model's `threshold`, and in `spare` how many that equal it each block may keep.
 
-    Thresholds are magnitudes as int32; `spare` is a list (models) for each block. `count` says how
-    many stay: all at a density of 1, none at 0.
+    Thresholds are magnitudes as int32; `spare` is a list (models) for each block, None for all that
+    equal it. `count` says how many stay: all at a density of 1, none at 0.
     """
     if all(d >= 1 or d <= 0 for d in density):
         return {"threshold": [0 if d > 0 else NONE for d in density], "spare": None}
+    slices = yield Sampled(all_magnitudes)
+    samples = [np.concatenate(parts) for parts in zip(*slices, strict=True)]
+    bounds = [_bounds(sample, d) for sample, d in zip(samples, density, strict=True)]
+    blocks = yield Ordered(partial(near, bounds=bounds))
+    found = [
+        _found(model, count, d) for model, d in zip(zip(*blocks, strict=True), density, strict=True)
+    ]
+    sure = [each for each in found if each is not None]
+    if len(sure) == len(found):
+        threshold = [each[0] for each in sure]
+        spare = [list(left) for left in zip(*(each[1] for each in sure), strict=True)]
+        return {"threshold": threshold, "spare": PerBlock(spare)}
+    return (yield from _by_histograms(density, count))
+
+
+def _by_histograms(density: Sequence[float], count: Count) -> Asking:
     threshold, spare = yield from thresholds(density, count)
-    at = torch.stack((yield Ordered(partial(equals, thresholds=threshold)))).cpu()
-    before = at.cumsum(0) - at
-    left = (torch.tensor(spare) - before).clamp(min=0)
-    return {"threshold": threshold, "spare": PerBlock(torch.minimum(left, at).tolist())}
+    at = torch.stack((yield Ordered(partial(equals, thresholds=threshold)))).T.tolist()
+    shared = [_shared(left, there) for left, there in zip(spare, at, strict=True)]
+    return {
+        "threshold": threshold,
+        "spare": PerBlock([list(left) for left in zip(*shared, strict=True)]),
+    }
 
 
 def thresholds(
@@ -105,14 +214,6 @@ def thresholds(
     return threshold, spare
 
 
-def at_threshold(found: dict[str, Any]) -> list[float]:
-    """The sum of each model's kept entries that equal its threshold, from `exactly`'s numbers."""
-    values = torch.tensor(found["threshold"], dtype=torch.int32).view(torch.float32)
-    spare = found["spare"]
-    counts = torch.tensor(spare.values).sum(0) if spare else torch.zeros(len(values))
-    return torch.where(counts > 0, values.double() * counts, 0.0).tolist()
-
-
 def trim(delta: Tensor, threshold: int, spare: int | None) -> Tensor:
     """Zero all but the entries above `threshold` and the first `spare` that equal it.
 
@@ -121,17 +222,25 @@ def trim(delta: Tensor, threshold: int, spare: int | None) -> Tensor:
     >>> trim(torch.tensor([1.0, -3.0, 2.0, 2.0]), int(magnitude(torch.tensor(2.0))), 1)
     tensor([ 0., -3.,  2.,  0.])
     """
-    bits = magnitude(delta)
-    if spare is None:
-        return delta * (bits >= threshold)
-    keep = bits > threshold
+    if threshold == NONE:
+        return torch.zeros_like(delta)
+    if threshold == 0:
+        return delta  # what equals it is 0 already
+    # a comparison and a choice take ten times as long as this
+    trimmed = hardshrink(delta, as_float(threshold - (spare is None)))
     if spare:
-        keep[(bits == threshold).nonzero()[:spare, 0]] = True
-    return delta * keep
+        equal = (magnitude(delta) == threshold).nonzero()[:spare, 0]
+        trimmed[equal] = delta[equal]
+    return trimmed
+
+
+def as_float(bits: int) -> float:
+    """A magnitude's own value."""
+    return float(np.int32(bits).view(np.float32))
 
 
 def trim_each(
-    deltas: Sequence[Tensor], threshold: Sequence[int], spare: Sequence[int] | None
+    deltas: Sequence[Tensor], threshold: Sequence[int], spare: Sequence[int | None] | None
 ) -> list[Tensor]:
     """`trim` for each model, with the numbers that `exactly` found."""
     spares: Sequence[int | None] = spare or [None] * len(deltas)

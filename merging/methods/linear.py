@@ -34,7 +34,7 @@ def linear(
     >>> linear([torch.tensor([1.0, 3.0]), torch.tensor([3.0, 5.0])], [1, 3], True)
     tensor([2.5000, 4.5000])
     """
-    total = tensors[0] * weight[0]
+    total = tensors[0].mul_(weight[0])
     for tensor, share in zip(tensors[1:], weight[1:], strict=True):
         total.add_(tensor, alpha=share)
     return total.div_(sum(weight)) if normalize else total

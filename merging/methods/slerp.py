@@ -18,10 +18,23 @@ EMPTY = 1e-8
 """A vector shorter than this has no direction."""
 
 
+PIECE = 512
+"""Products that are added up in float32 before float64 takes over: each sum is of so few that its
+rounding, which is as often up as down, is lost among the pieces.
+"""
+
+
 def dots(tensors: Sequence[Tensor]) -> Tensor:
     """a·b, a·a and b·b of one block, in float64."""
-    a, b = (tensor.double() for tensor in tensors)
-    return torch.stack([a @ b, a @ a, b @ b])
+    a, b = tensors
+    return torch.stack([_dot(a, b), _dot(a, a), _dot(b, b)])
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    whole = len(a) // PIECE * PIECE
+    pieces: Tensor = torch.linalg.vecdot(a[:whole].view(-1, PIECE), b[:whole].view(-1, PIECE))
+    rest = a[whole:].double() @ b[whole:].double()
+    return pieces.sum(dtype=torch.float64) + rest
 
 
 def measure() -> Generator[BlockFunction, Tensor, dict[str, Any]]:
@@ -63,7 +76,7 @@ def slerp(
     if t in (0, 1):
         return (b if t else a).clone()
     if cosine is None or outcome(cosine) == "LERP":
-        return (a * (1 - t)).add_(b, alpha=t)
+        return a.mul_(1 - t).add_(b, alpha=t)
     theta = math.acos(cosine)
     near, far = (math.sin(share * theta) / math.sin(theta) for share in (1 - t, t))
-    return (a * near).add_(b, alpha=far)
+    return a.mul_(near).add_(b, alpha=far)

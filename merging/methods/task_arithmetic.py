@@ -28,7 +28,7 @@ def task_arithmetic(
     >>> task_arithmetic([torch.tensor([1.0]), torch.tensor([3.0])], [1, 1], 0.5, False)
     tensor([2.])
     """
-    total = deltas[0] * weight[0]
+    total = deltas[0].mul_(weight[0])
     for delta, share in zip(deltas[1:], weight[1:], strict=True):
         total.add_(delta, alpha=share)
     if normalize and abs(sum(weight)) >= 1e-8:

@@ -4,42 +4,44 @@ The rules are mergekit's: trim per tensor, weights before the vote, division by 
 `ties_paper` and `ties_peft` are the other two in use.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from merging.methods import _trim
-from merging.methods._method import BlockFunction, Number, Ordered, Switch, method
-from merging.methods._trim import trim_each
+from merging.methods._method import Number, Switch, method
+from merging.methods._trim import Asking, trim_each
 
 EMPTY = 1e-7
 """A delta of a smaller sum is not stretched."""
 
 
-def measure(
-    density: Sequence[float], rescale: bool
-) -> Generator[BlockFunction | Ordered, Any, dict[str, Any]]:
+def measure(density: Sequence[float], rescale: bool) -> Asking:
     """The trim's `threshold` and `spare`, and each model's `stretch`, 1 unless `rescale`."""
     found = yield from _trim.measure(density)
     stretch = [1.0] * len(density)
     if rescale:
-        whole, above = (yield partial(sums, threshold=found["threshold"])).tolist()
-        equal = _trim.at_threshold(found)
-        for model, (before, after) in enumerate(zip(whole, above, strict=True)):
-            left = after + equal[model]
-            stretch[model] = before / left if min(before, left) >= EMPTY else 1.0
+        facts = (yield partial(sums, threshold=found["threshold"])).tolist()
+        for model, (before, above, over, size) in enumerate(zip(*facts, strict=True)):
+            equal = _trim.kept(density[model], int(size)) - over  # of those at the threshold
+            after = above + equal * _trim.as_float(found["threshold"][model]) if equal else above
+            stretch[model] = before / after if min(before, after) >= EMPTY else 1.0
     return found | {"stretch": stretch}
 
 
 def sums(deltas: Sequence[Tensor], threshold: Sequence[int]) -> Tensor:
-    """(2, models) sums of |δ|, of all and of those above the threshold, in float64."""
-    whole = [d.abs().sum(dtype=torch.float64) for d in deltas]
-    over = [_trim.magnitude(d) > t for d, t in zip(deltas, threshold, strict=True)]
-    above = [(d * o).abs().sum(dtype=torch.float64) for d, o in zip(deltas, over, strict=True)]
-    return torch.stack([torch.stack(whole), torch.stack(above)])
+    """(4, models) float64: sums of |δ|, of all and of those above the threshold, their number, and
+    that of all.
+    """
+    rows = []
+    for delta, at in zip(deltas, threshold, strict=True):
+        over = _trim.trim(delta, at, 0).double()
+        facts = [delta.double().abs().sum(), over.abs().sum(), over.count_nonzero()]
+        rows.append(torch.stack([*facts, torch.tensor(delta.numel(), device=delta.device)]))
+    return torch.stack(rows, 1)
 
 
 @method(
@@ -64,7 +66,7 @@ def ties(  # noqa: PLR0913  # five parameters as mergekit has them, three number
     ],
     *,
     threshold: Sequence[int],
-    spare: Sequence[int] | None,
+    spare: Sequence[int | None] | None,
     stretch: Sequence[float],
 ) -> Tensor:
     """λ·(disjoint merge of the trimmed, stretched, weighted deltas)."""
@@ -74,26 +76,28 @@ def ties(  # noqa: PLR0913  # five parameters as mergekit has them, three number
 
 
 def elect(weighted: Sequence[Tensor], draw: bool = True) -> Tensor:
-    """True where the entries add up to more than 0, and `draw` where to exactly 0.
+    """1 where the entries add up to more than 0, -1 where to less; `draw`: 1 where to exactly 0.
 
-    >>> elect([torch.tensor([1.0, -2.0]), torch.tensor([-1.0, 1.0])])
-    tensor([ True, False])
+    >>> elect([torch.tensor([1.0, -2.0, 3.0]), torch.tensor([-1.0, 1.0, 0.0])])
+    tensor([ 1., -1.,  1.])
     """
-    total = torch.stack(list(weighted)).sum(0)
-    return total >= 0 if draw else total > 0
+    total = weighted[0].clone()
+    for entries in weighted[1:]:
+        total.add_(entries)
+    return total.sign_().add_(0.5 if draw else -0.5).sign_()
 
 
-def agrees(entries: Tensor, positive: Tensor) -> Tensor:
-    """True where an entry has the elected sign; one of 0 has none.
+def agreeing(entries: Tensor, sign: Tensor) -> Tensor:
+    """The magnitudes of the entries that have the elected sign, 0 for the others.
 
-    >>> agrees(torch.tensor([1.0, -2.0, 0.0]), torch.tensor([True, True, True]))
-    tensor([ True, False, False])
+    >>> agreeing(torch.tensor([1.0, -2.0, 0.0]), torch.tensor([1.0, 1.0, 1.0]))
+    tensor([1., 0., 0.])
     """
-    return torch.where(positive, entries > 0, entries < 0)
+    return (entries * sign).relu_()
 
 
 def disjoint_merge(
-    weighted: Sequence[Tensor], positive: Tensor, weight: Sequence[float], normalize: bool
+    weighted: Sequence[Tensor], sign: Tensor, weight: Sequence[float], normalize: bool
 ) -> Tensor:
     """The sum of the entries that carry the elected sign, over the sum of their weights.
 
@@ -101,9 +105,21 @@ def disjoint_merge(
     >>> disjoint_merge([one, other], elect([one, other]), [1, 1], True)
     tensor([ 2., -2.])
     """
-    total, share = torch.zeros_like(weighted[0]), torch.zeros_like(weighted[0])
+    total, share = torch.zeros_like(sign), torch.zeros_like(sign)
     for entries, w in zip(weighted, weight, strict=True):
-        own = agrees(entries, positive)
-        total.add_(entries * own)
-        share.add_(own, alpha=w)
-    return total.div_(share.masked_fill_(share == 0, 1)) if normalize else total
+        own = agreeing(entries, sign)
+        total.add_(own)
+        if normalize:
+            share.add_(own.sign_(), alpha=w)
+    if normalize:
+        total.div_(_no_zero(share, weight))
+    return total.mul_(sign)
+
+
+def _no_zero(share: Tensor, weight: Sequence[float]) -> Tensor:
+    """1 in place of 0. Where all weights are above 0, a share of 0 is of entries of 0 alone, and
+    any divisor does, which spares a slow choice.
+    """
+    if min(weight) > 0:
+        return share.clamp_(min=min(weight))
+    return share.masked_fill_(share == 0, 1)

@@ -63,5 +63,5 @@ def ties(
 ) -> Tensor:
     """λ·(mean of the trimmed deltas that agree); a draw with no majority goes to the negatives."""
     trimmed = trim_each(deltas, threshold, None)
-    positive = elect(trimmed, majority > 0)
-    return disjoint_merge(trimmed, positive, [1] * len(trimmed), True).mul_(lambda_)
+    sign = elect(trimmed, majority > 0)
+    return disjoint_merge(trimmed, sign, [1] * len(trimmed), True).mul_(lambda_)

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from merging.methods._method import BlockFunction, Number, Ordered, method
+from merging.methods._method import BlockFunction, Number, Ordered, Sampled, method
 from merging.methods._trim import exactly, trim_each
-from merging.methods.ties import agrees, elect
+from merging.methods.ties import agreeing, elect
 
 
 def floor(density: float, size: int) -> int:
@@ -24,7 +24,9 @@ def floor(density: float, size: int) -> int:
     return size if density >= 1 else int(density * size)
 
 
-def measure(density: Sequence[float]) -> Generator[BlockFunction | Ordered, Any, dict[str, Any]]:
+def measure(
+    density: Sequence[float],
+) -> Generator[BlockFunction | Ordered | Sampled, Any, dict[str, Any]]:
     """The trim's `threshold` and `spare`, as `_trim` has them."""
     return (yield from exactly(density, floor))
 
@@ -48,14 +50,14 @@ def ties(
     lambda_: Annotated[float, Number("length of the merged step", 1, 1, 0, 3)],
     *,
     threshold: Sequence[int],
-    spare: Sequence[int] | None,
+    spare: Sequence[int | None] | None,
 ) -> Tensor:
     """λ·(the weighted deltas that agree, over their number)."""
     trimmed = trim_each(deltas, threshold, spare)
-    positive = elect(trimmed)
-    total, count = torch.zeros_like(trimmed[0]), torch.zeros_like(trimmed[0])
+    sign = elect(trimmed)
+    total, count = torch.zeros_like(sign), torch.zeros_like(sign)
     for entries, w in zip(trimmed, weight, strict=True):
-        own = agrees(entries, positive)
-        total.add_(entries * own, alpha=w)
-        count.add_(own)
-    return total.div_(count.clamp_(min=1)).mul_(lambda_)
+        own = agreeing(entries, sign)
+        total.add_(own, alpha=w)
+        count.add_(own.sign_())
+    return total.div_(count.clamp_(min=1)).mul_(sign).mul_(lambda_)
