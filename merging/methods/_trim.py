@@ -96,15 +96,23 @@ def near(deltas: Sequence[Tensor], bounds: Sequence[tuple[int, int]]) -> list[Ne
 
 
 def _near(bits: Tensor, low: int, high: int) -> Near:
-    if bits.device.type != "cpu":
-        chosen = bits[(bits >= low) & (bits <= high)].cpu().numpy()
-        above = int((bits > high).count_nonzero())
-        return Near(len(bits), above, _few(chosen, len(bits)))
-    values = bits.numpy()  # numpy compares and selects several times faster than torch on a CPU
-    above = int(np.count_nonzero(values > high))
+    choose = _chosen_on_cpu if bits.device.type == "cpu" else _chosen
+    above, between = choose(bits, low, high)
+    return Near(len(bits), above, _few(between, len(bits)))
+
+
+def _chosen(bits: Tensor, low: int, high: int) -> tuple[int, np.ndarray]:
+    """How many magnitudes are above both bounds, and those between them."""
+    between = bits[(bits >= low) & (bits <= high)]
+    return int((bits > high).count_nonzero()), between.cpu().numpy()
+
+
+def _chosen_on_cpu(bits: Tensor, low: int, high: int) -> tuple[int, np.ndarray]:
+    """The same by numpy, which compares and selects several times faster there."""
+    values = bits.numpy()
     # as unsigned, what is below the lower bound wraps round to the largest of all
-    inside = values[values.view(np.uint32) - np.uint32(low) <= np.uint32(high - low)]
-    return Near(len(values), above, _few(inside, len(values)))
+    inside = values.view(np.uint32) - np.uint32(low) <= np.uint32(high - low)
+    return int(np.count_nonzero(values > high)), values.take(np.flatnonzero(inside))
 
 
 def _few(between: np.ndarray, size: int) -> np.ndarray | None:
