@@ -77,13 +77,16 @@ def equals(deltas: Sequence[Tensor], thresholds: Sequence[int]) -> Tensor:
 
 
 class Near(NamedTuple):
-    """Of one model's block: entries, those above the upper bound, and the magnitudes between both
-    bounds, in order; None where they are too many.
+    """Of one model's block: entries, those above the upper bound, those equal to it, the magnitudes
+    strictly between both bounds, in order, None where they are too many, and those equal to the
+    lower bound. Equals are counted, since of bf16 models any magnitude may be that of millions.
     """
 
     size: int
     above: int
+    at_high: int
     between: np.ndarray | None
+    at_low: int
 
 
 def all_magnitudes(deltas: Sequence[Tensor]) -> list[np.ndarray]:
@@ -91,32 +94,37 @@ def all_magnitudes(deltas: Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def near(deltas: Sequence[Tensor], bounds: Sequence[tuple[int, int]]) -> list[Near]:
-    """For each model, what lies above and between its bounds, which both belong between."""
+    """For each model, what lies above, at and between its bounds."""
     return [_near(magnitude(d), *pair) for d, pair in zip(deltas, bounds, strict=True)]
 
 
 def _near(bits: Tensor, low: int, high: int) -> Near:
     choose = _chosen_on_cpu if bits.device.type == "cpu" else _chosen
-    above, between = choose(bits, low, high)
-    return Near(len(bits), above, _few(between, len(bits)))
+    above, at_high, between, at_low = choose(bits, low, high)
+    few = len(between) <= max(len(bits) // MANY, LOW)
+    return Near(len(bits), above, at_high, between if few else None, at_low)
 
 
-def _chosen(bits: Tensor, low: int, high: int) -> tuple[int, np.ndarray]:
-    """How many magnitudes are above both bounds, and those between them."""
-    between = bits[(bits >= low) & (bits <= high)]
-    return int((bits > high).count_nonzero()), between.cpu().numpy()
+def _chosen(bits: Tensor, low: int, high: int) -> tuple[int, int, np.ndarray, int]:
+    """`Near` without its size: numbers above and at the upper bound, what is between, at the lower.
+
+    Equal bounds have nothing at the lower one.
+    """
+    between = bits[(bits > low) & (bits < high)].cpu().numpy()
+    above, at_high, at_low = (
+        int(b.count_nonzero()) for b in (bits > high, bits == high, bits == low)
+    )
+    return above, at_high, between, at_low if low < high else 0
 
 
-def _chosen_on_cpu(bits: Tensor, low: int, high: int) -> tuple[int, np.ndarray]:
+def _chosen_on_cpu(bits: Tensor, low: int, high: int) -> tuple[int, int, np.ndarray, int]:
     """The same by numpy, which compares and selects several times faster there."""
-    values = bits.numpy()
-    # as unsigned, what is below the lower bound wraps round to the largest of all
-    inside = values.view(np.uint32) - np.uint32(low) <= np.uint32(high - low)
-    return int(np.count_nonzero(values > high)), values.take(np.flatnonzero(inside))
-
-
-def _few(between: np.ndarray, size: int) -> np.ndarray | None:
-    return between if len(between) <= max(size // MANY, LOW) else None
+    values, count = bits.numpy(), np.count_nonzero
+    # as unsigned, what is not above the lower bound wraps round to the largest of all
+    inside = values.view(np.uint32) - np.uint32(low + 1) < np.uint32(max(0, high - low - 1))
+    between = values.take(np.flatnonzero(inside))
+    at_low = int(count(values == low)) if low < high else 0
+    return int(count(values > high)), int(count(values == high)), between, at_low
 
 
 def _bounds(sample: np.ndarray, density: float) -> tuple[int, int]:
@@ -134,23 +142,34 @@ def _bounds(sample: np.ndarray, density: float) -> tuple[int, int]:
 
 
 def _found(
-    blocks: Sequence[Near], count: Count, density: float
+    blocks: Sequence[Near], count: Count, density: float, bounds: tuple[int, int]
 ) -> tuple[int, list[int | None]] | None:
     """A model's threshold, and of its equals how many each block may keep, None for all of them.
 
-    None if the threshold is not among what lies between.
+    None if the threshold is neither at its bounds nor between them.
     """
-    size, above = sum(b.size for b in blocks), sum(b.above for b in blocks)
+    size = sum(block.size for block in blocks)
     wanted = count(density, size)
     if wanted in (0, size):
         return NONE if wanted == 0 else 0, [None] * len(blocks)
-    between = [b.between for b in blocks if b.between is not None]
-    inside = np.concatenate(between)
-    place = len(inside) - (wanted - above)  # from the smallest
-    if len(between) < len(blocks) or not 0 <= place < len(inside):
+    low, high = bounds
+    left = wanted - sum(block.above for block in blocks)
+    if left <= 0:
         return None
+    at_high = [block.at_high for block in blocks]
+    if left <= sum(at_high):
+        return high, _shared(left, at_high)
+    left -= sum(at_high)
+    between = [block.between for block in blocks if block.between is not None]
+    if len(between) < len(blocks):
+        return None
+    inside = np.concatenate(between)
+    if left > len(inside):
+        at_low, left = [block.at_low for block in blocks], left - len(inside)
+        return (low, _shared(left, at_low)) if left <= sum(at_low) else None
+    place = len(inside) - left  # from the smallest
     threshold = int(np.partition(inside, place)[place])
-    left = wanted - above - int(np.count_nonzero(inside > threshold))
+    left -= int(np.count_nonzero(inside > threshold))
     return threshold, _shared(left, [int(np.count_nonzero(v == threshold)) for v in between])
 
 
@@ -181,7 +200,8 @@ def exactly(density: Sequence[float], count: Count) -> Asking:
     bounds = [_bounds(sample, d) for sample, d in zip(samples, density, strict=True)]
     blocks = yield Ordered(partial(near, bounds=bounds))
     found = [
-        _found(model, count, d) for model, d in zip(zip(*blocks, strict=True), density, strict=True)
+        _found(model, count, d, pair)
+        for model, d, pair in zip(zip(*blocks, strict=True), density, bounds, strict=True)
     ]
     sure = [each for each in found if each is not None]
     if len(sure) == len(found):

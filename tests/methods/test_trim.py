@@ -67,7 +67,7 @@ def test_a_sample_that_misleads_is_found_out(monkeypatch: pytest.MonkeyPatch) ->
     asked: list[str] = []
     known = _trim._by_histograms
     monkeypatch.setattr(_trim, "_by_histograms", lambda *a: (asked.append("yes"), known(*a))[1])
-    for kind, wanted in ((noise, 0), (hidden, 1), (all_equal, 1)):
+    for kind, wanted in ((noise, 0), (with_ties, 0), (mostly_zero, 0), (hidden, 1)):
         asked.clear()
         values = {"weight": (1.0,), "density": (0.5,)}
         merge_tensor(methods()["ties"], [kind(2)], torch.zeros(SIZE), values)
@@ -78,8 +78,7 @@ def test_both_ways_to_choose_agree() -> None:
     """What a GPU would do, on a CPU, beside what a CPU does."""
     bits = _trim.magnitude(noise(3))
     low, high = (int(x) for x in bits.float().quantile(torch.tensor([0.4, 0.6])))
-    for bounds in ((low, high), (0, high), (low, _trim.NONE - 1), (_trim.NONE, _trim.NONE)):
-        above, between = _trim._chosen(bits, *bounds)
-        other, same = _trim._chosen_on_cpu(bits, *bounds)
-        assert above == other
-        assert (between == same).all() and len(between) == len(same)
+    for bounds in ((low, high), (0, high), (low, _trim.NONE - 1), (low, low), (low, low + 1)):
+        one, other = _trim._chosen(bits, *bounds), _trim._chosen_on_cpu(bits, *bounds)
+        for found, same in zip(one, other, strict=True):
+            assert np.array_equal(found, same)
