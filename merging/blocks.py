@@ -34,7 +34,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 WAITING = 16
 """Blocks at most that are done or under way before their results are taken."""
 
-SLICE, SLICES = 512, 128
+SLICE, SLICES = 1024, 32
 """Elements of a sampled slice, and how many there are about."""
 
 Reader = Callable[[int, int], list[Tensor]]
@@ -170,11 +170,11 @@ def _pass(
     want: BlockFunction | Ordered | Sampled,
     jobs: Sequence[Job],
     pool: ThreadPoolExecutor,
-) -> Generator[int, None, Tensor | list[Any]]:
-    alone = isinstance(want, Ordered | Sampled)
-    function = want.function if isinstance(want, Ordered | Sampled) else want
+) -> Generator[int, None, Any]:
     if isinstance(want, Sampled):
-        jobs = _spread(jobs)
+        return pool.submit(_sample, want, jobs).result()
+    alone = isinstance(want, Ordered)
+    function = want.function if isinstance(want, Ordered) else want
 
     def run(job: Job) -> Any:
         work, read, block = job
@@ -193,8 +193,13 @@ def _pass(
         if time.monotonic() - last > EVERY:
             yield gone
             last, gone = time.monotonic(), 0
-    yield 0 if isinstance(want, Sampled) else gone
+    yield gone
     return each if alone else each[0]
+
+
+def _sample(want: Sampled, jobs: Sequence[Job]) -> Any:
+    parts = [work.tensors(read, *block)[0] for work, read, block in _spread(jobs)]
+    return want.function([torch.cat(pieces) for pieces in zip(*parts, strict=True)])
 
 
 def _spread(jobs: Sequence[Job]) -> list[Job]:

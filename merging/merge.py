@@ -159,12 +159,12 @@ def _tensors(
     if plan.method.scope == "model":
         numbers = yield from _as_one(plan, numbers, device, pool)
     start, tally = time.monotonic(), Counter[str]()
-    total, done = sum(step.size for step in plan.steps) or 1, 0
+    total, done, size = sum(step.size for step in plan.steps) or 1, 0, plan.size
 
     def at(step: Step, extra: int) -> Progress:
         share = (done + extra) / total
         elapsed = max(time.monotonic() - start, 1e-6)
-        moved = share * plan.size * (len(plan.sources) + 1)
+        moved = share * size * (len(plan.sources) + 1)
         left = elapsed / share * (1 - share) if share else 0.0
         return Progress(
             step.name, done + extra, total, share, moved / elapsed / 1e9, left, tally=dict(tally)
@@ -225,13 +225,14 @@ def _going_over(
 ) -> Generator[Progress, None, dict[str, Any]]:
     """Progress starts anew with each pass over the model: their number is the method's affair."""
     start, total, gone = time.monotonic(), sum(work.size for work, _ in parts), 0
+    size = plan.size
     passes = measuring(parts, pool)
     try:
         while True:
             gone += next(passes)
             done = (gone - 1) % total + 1
             elapsed = max(time.monotonic() - start, 1e-6)
-            speed = gone / total * plan.size * len(plan.sources) / elapsed
+            speed = gone / total * size * len(plan.sources) / elapsed
             left = (total - done) / gone * elapsed
             share = done / total
             yield Progress("the whole model", done, total, share, speed / 1e9, left, "measure")

@@ -8,7 +8,7 @@ the whole tensor are keyword-only and come from `measure`, a generator in which
 
     total = yield block_function        # run over fixed blocks of the tensor, results added up
     each = yield Ordered(block_function)  # the same, but the list of results, block by block
-    few = yield Sampled(block_function)   # the list of results over short slices, spread evenly
+    some = yield Sampled(block_function)  # its result for short slices of the tensor, joined
     return {"number": …}                # one value for all blocks, or `PerBlock([…])`
 """
 
@@ -36,9 +36,9 @@ class Ordered:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A function of which the results are wanted over a few short slices, spread over the tensor.
+    """A function whose result is wanted of a few short slices, spread over the tensor and joined.
 
-    A tensor that is not longer than all of them together is one slice.
+    Of a tensor that is not longer than all of them together it is wanted of the whole.
     """
 
     function: Callable[[Sequence[Tensor]], Any]

@@ -111,10 +111,8 @@ def _chosen(bits: Tensor, low: int, high: int) -> tuple[int, int, np.ndarray, in
     Equal bounds have nothing at the lower one.
     """
     between = bits[(bits > low) & (bits < high)].cpu().numpy()
-    above, at_high, at_low = (
-        int(b.count_nonzero()) for b in (bits > high, bits == high, bits == low)
-    )
-    return above, at_high, between, at_low if low < high else 0
+    above, at_high, at_low = bits > high, bits == high, (bits == low) & (bits < high)
+    return int(above.sum()), int(at_high.sum()), between, int(at_low.sum())
 
 
 def _chosen_on_cpu(bits: Tensor, low: int, high: int) -> tuple[int, int, np.ndarray, int]:
@@ -133,12 +131,9 @@ def _bounds(sample: np.ndarray, density: float) -> tuple[int, int]:
         return NONE, NONE
     size, place = len(sample), density * len(sample)
     margin = ceil(max(SIGMAS * sqrt(place * (1 - density)), SHARE * size)) + 1
-    ordered = np.sort(sample)
-    low, high = size - int(place) - margin, size - int(place) + margin
-    return (
-        int(ordered[low]) if low > 0 else 0,
-        int(ordered[high]) if high < size else NONE - 1,
-    )
+    low, high = max(0, size - int(place) - margin), min(size - 1, size - int(place) + margin)
+    ordered = np.partition(sample, (low, high))
+    return int(ordered[low]) if low else 0, int(ordered[high]) if high < size - 1 else NONE - 1
 
 
 def _found(
@@ -195,8 +190,7 @@ def exactly(density: Sequence[float], count: Count) -> Asking:
     """
     if all(d >= 1 or d <= 0 for d in density):
         return {"threshold": [0 if d > 0 else NONE for d in density], "spare": None}
-    slices = yield Sampled(all_magnitudes)
-    samples = [np.concatenate(parts) for parts in zip(*slices, strict=True)]
+    samples = yield Sampled(all_magnitudes)
     bounds = [_bounds(sample, d) for sample, d in zip(samples, density, strict=True)]
     blocks = yield Ordered(partial(near, bounds=bounds))
     found = [
