@@ -8,6 +8,7 @@ import spaces  # noqa: F401  # imported for what it does
 # Before gradio and huggingface_hub are imported: nobody is to be contacted but the Hub on request.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")  # the owner's is for no visitor
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

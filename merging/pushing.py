@@ -147,8 +147,7 @@ class _Shards:
         for path in sorted(partial.glob("*.safetensors"))[1:]:
             path.unlink()
         self.folder.begin(plan)
-        self.file_of = {s.name: f for f, steps in self.folder.files.items() for s in steps}
-        whole = {self.file_of[name] for name in self.folder.complete}
+        whole = {self.folder.file_of[name] for name in self.folder.complete}
         self.ready.extend(self.folder.partial / file for file in whole)
 
     def has(self, name: str) -> bool:
@@ -159,8 +158,9 @@ class _Shards:
 
     def done(self, name: str) -> None:
         self.folder.done(name)
-        if self.file_of[name] not in self.folder.shards:
-            self.ready.append(self.folder.partial / self.file_of[name])
+        file = self.folder.file_of[name]
+        if file not in self.folder.shards:
+            self.ready.append(self.folder.partial / file)
 
     def finish(self) -> None:
         self.folder.write_index()

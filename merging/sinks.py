@@ -66,6 +66,7 @@ class Folder:
                     f"{other} is what is left of another merge: remove it, or continue that one."
                 )
         self.files = _shards(plan.steps, self.shard)
+        self.file_of = {s.name: file for file, steps in self.files.items() for s in steps}
         self.shards: dict[str, _Shard] = {}
         written = [f for f, steps in self.files.items() if _holds(self.partial / f, steps)]
         self.complete = {step.name for file in written for step in self.files[file]}
@@ -103,7 +104,7 @@ class Folder:
         return name in self.complete
 
     def place(self, step: "Step") -> Tensor:
-        file = next(f for f, steps in self.files.items() if step in steps)
+        file = self.file_of[step.name]
         if file not in self.shards:
             self.shards[file] = _Shard(self.partial / file, self.files[file])
         return self.shards[file].tensor(step.name)
@@ -136,8 +137,7 @@ class Folder:
         """Writes which tensor is in which file, if they are several."""
         if len(self.files) == 1:
             return
-        where = {step.name: file for file, steps in self.files.items() for step in steps}
-        index = {"metadata": {"total_size": self.plan.size}, "weight_map": where}
+        index = {"metadata": {"total_size": self.plan.size}, "weight_map": self.file_of}
         text = json.dumps(index, indent=2)
         (self.partial / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
