@@ -34,14 +34,15 @@ def restore(page: Page, visitor: Visitor, text: str, options: list[Any]) -> Iter
         yield from restore(page, visitor, page.presets[0].text, options)
         yield {page.notes: look.failure(f"The recipe kept or linked is none: {error}")}
         return
+    # first of all: what is shown meanwhile is what the browser keeps
+    if options:
+        yield dict(zip(page.options(), options, strict=False))
     if key:
         yield {page.preset: key}
         yield from choose_preset(page, visitor, {page.preset: key})
     else:
         yield {page.recipe: text, page.preset: None}
         yield from open_recipe(page, visitor, {page.recipe: text})
-    if options:
-        yield dict(zip(page.options(), options, strict=False))
 
 
 @shows_errors("recipe_status")

@@ -102,8 +102,12 @@ class Playground:
         """Set one of the chat's settings."""
         self.unfold("Settings")
         field = self.page.get_by_label(f"number input for {label}")
-        field.fill(str(value))
-        field.press("Tab")
+        for _ in range(5):  # what has just been unfolded may still be set to what it was
+            field.fill(str(value))
+            field.press("Tab")
+            self.page.wait_for_timeout(300)
+            if field.input_value() == str(value):
+                return
 
     def _forget(self, what: str, where: str) -> None:
         self.page.evaluate(OLD.format(f"#{where} {what}"))
