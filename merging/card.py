@@ -46,8 +46,8 @@ def hub_ids(recipe: Recipe) -> list[str]:
 def public_names(names: Iterable[str]) -> Mapping[str, str]:
     """Names as others may see them: of a local folder the last part, and a number if it is taken.
 
-    >>> public_names(("/home/me/ada", "/tmp/ada", "assets/demo/a"))
-    {'/home/me/ada': 'ada', '/tmp/ada': 'ada-2', 'assets/demo/a': 'assets/demo/a'}
+    >>> public_names(("models/ada", "others/ada", "assets/demo/a"))
+    {'models/ada': 'ada', 'others/ada': 'ada-2', 'assets/demo/a': 'assets/demo/a'}
     """
     shown: dict[str, str] = {}
     for name in dict.fromkeys(names):

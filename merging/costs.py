@@ -30,13 +30,13 @@ BUFFERS = 4
 class Costs:
     """Bytes, but for `seconds`, None where it was not measured, and `fitting`.
 
-    `missing` is to be fetched onto a disk with `disk_free`. Of the `room` that models may take on
-    the device, `merge_bytes` are for the merged model with its blocks under way, `chat_bytes` for
-    it and all its parents. Models of `fitting` parameters each would all have room.
+    `missing` is to be fetched, and the cache's disk has room for `disk`. Of the `room` that models
+    may take on the device, `merge_bytes` are for the merged model with its blocks under way,
+    `chat_bytes` for it and all its parents. Models of `fitting` parameters each would all fit.
     """
 
     missing: int
-    disk_free: int
+    disk: int
     chat_bytes: int
     merge_bytes: int
     seconds: float | None
@@ -58,7 +58,7 @@ def costs(plan: Plan, *, room: int, device: str) -> Costs:
     elements = sum(step.size for step in plan.steps)
     each = room * elements // max(1, merged + parents)
     return Costs(
-        plan.missing, hub.free_disk(), merged + parents, merged + under_way,
+        plan.missing, hub.room(), merged + parents, merged + under_way,
         seconds(plan) if device == "cpu" else None, room, each,
     )  # fmt: skip
 
@@ -66,13 +66,13 @@ def costs(plan: Plan, *, room: int, device: str) -> Costs:
 def notes(costs: Costs) -> tuple[Note, ...]:
     """One green line; what does not fit has a line of its own instead."""
     fine, found = [], []
-    if costs.missing > costs.disk_free:
+    if costs.missing > costs.disk:
         found.append(Note(
-            "red", f"{_size(costs.missing)} to fetch, and {_size(costs.disk_free)} free on the "
-            f"disk: free {_size(costs.missing - costs.disk_free)}, or choose smaller models."
+            "red", f"{_size(costs.missing)} to fetch, and room for {_size(costs.disk)} on "
+            f"the disk: free {_size(costs.missing - costs.disk)}, or choose smaller models."
         ))  # fmt: skip
     elif costs.missing:
-        fine.append(f"{_size(costs.missing)} to fetch, {_size(costs.disk_free)} free on the disk")
+        fine.append(f"{_size(costs.missing)} to fetch, room for {_size(costs.disk)} on the disk")
     else:
         fine.append("Nothing to fetch")
     smaller = f"choose models of at most {_count(costs.fitting)} parameters each"

@@ -138,8 +138,8 @@ def room() -> tuple[str, int]:
     """
     if os.environ.get("SPACES_ZERO_GPU"):
         return "cuda", int(SHARE * ZERO_GPU)
-    device = default_device()
-    return device, budget(device)
+    library = _library()
+    return library.device, library.budget
 
 
 @cache

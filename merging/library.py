@@ -63,9 +63,7 @@ def load_parent(source: Local, device: str) -> Loaded:
     Raises MergeError if its files and its config do not fit.
     """
     from transformers import AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     dtype = chat_dtype(device) or _own_dtype(source)
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from merging.errors import MergeError
 from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
-from merging.sources import Adapter, Checkpoint, Local, Remote, arrived, fetch
+from merging.sources import Adapter, Checkpoint, Local, Remote, Source, arrived, fetch
 
 Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 """What `measure` found, by tensor and measured parameters; valid for one set of parents."""
@@ -130,12 +130,19 @@ def survey(
 
 
 def fetched(plan: Plan, *, token: Token = False) -> Generator[Progress, None, Plan]:
-    """Bring every parent onto this machine; returns the plan over what is now here.
+    """Bring every parent onto this machine; returns the plan over what is now here."""
+    return with_sources(plan, (yield from bring(plan.sources, token=token)))
+
+
+def bring(
+    sources: Sequence[Source], *, token: Token = False
+) -> Generator[Progress, None, list[Local]]:
+    """Bring models onto this machine; returns them as they are here.
 
     Each part comes once: several adapters may be on one base, which may be a parent besides.
     """
-    start, total, before = time.monotonic(), plan.missing, 0
-    parts = {part.name: part for source in plan.sources for part in source.parts}
+    parts = {part.name: part for source in sources for part in source.parts}
+    start, total, before = time.monotonic(), sum(p.missing for p in parts.values()), 0
     here: dict[str, Checkpoint] = {}
     for name, part in parts.items():
         steps = fetch(part, token=token)
@@ -150,7 +157,7 @@ def fetched(plan: Plan, *, token: Token = False) -> Generator[Progress, None, Pl
         except StopIteration as end:
             here[name] = end.value
         before += part.missing
-    return with_sources(plan, [arrived(source, here) for source in plan.sources])
+    return [arrived(source, here) for source in sources]
 
 
 def _tensors(
@@ -257,11 +264,12 @@ def _reader(plan: Plan, step: Step, device: str) -> Reader:
     parents = _parents(plan, step)
     tensors = [_held(source, name) for source, name in parents]
     if not (step.by_token and plan.vocabulary):
-        return partial(_slices, tensors, device)
+        return lambda start, stop: slices([t().reshape(-1) for t in tensors], start, stop, device)
     names = [source.name for source, _ in parents]
     rows = [plan.vocabulary.rows[name] for name in names]
     other = names.index(plan.donor.name) if plan.donor.name in names else None
-    return partial(_aligned, tensors, rows, len(parents) - 1 if plan.based else other, device)
+    base = len(parents) - 1 if plan.based else other
+    return lambda start, stop: aligned([t() for t in tensors], rows, base, device, start, stop)
 
 
 def _held(source: Local, name: str) -> Callable[[], Tensor]:
@@ -272,23 +280,6 @@ def _held(source: Local, name: str) -> Callable[[], Tensor]:
         return partial(source.read, name)
     values = source.read(name)
     return lambda: values
-
-
-def _slices(
-    tensors: Sequence[Callable[[], Tensor]], device: str, start: int, stop: int
-) -> list[Tensor]:
-    return slices([tensor().reshape(-1) for tensor in tensors], start, stop, device)
-
-
-def _aligned(
-    tensors: Sequence[Callable[[], Tensor]],
-    rows: Sequence[Tensor],
-    base: int | None,
-    device: str,
-    start: int,
-    stop: int,
-) -> list[Tensor]:
-    return aligned([tensor() for tensor in tensors], rows, base, device, start, stop)
 
 
 def _not_finite(plan: Plan, step: Step) -> MergeError:

@@ -132,3 +132,14 @@ def written(method: str, entries: Iterable[Any], **keys: Any) -> str:
 
 def recipe(method: str, entries: Iterable[Any], **keys: Any) -> Recipe:
     return Recipe.from_yaml(written(method, entries, **keys))
+
+
+@pytest.fixture
+def ties(tmp_path: Path, pico: dict[str, Path]) -> Path:
+    """A TIES recipe over two fine-tunes with the base's vocabulary."""
+    path = tmp_path / "ties.yaml"
+    path.write_text(
+        written("ties", [pico["a"], pico["c"]], base_model=pico["base"],
+                parameters={"density": 0.5})
+    )  # fmt: skip
+    return path

@@ -25,17 +25,6 @@ ROOT = Path(__file__).parents[1]
 Pico = dict[str, Path]
 
 
-@pytest.fixture
-def ties(tmp_path: Path, pico: Pico) -> Path:
-    """A TIES recipe over two fine-tunes with the base's vocabulary."""
-    path = tmp_path / "ties.yaml"
-    path.write_text(
-        written("ties", [pico["a"], pico["c"]], base_model=pico["base"],
-                parameters={"density": 0.5})
-    )  # fmt: skip
-    return path
-
-
 def test_check_reads_no_weights(ties: Path, tmp_path: Path, capsys: Any) -> None:
     """`check` names method, models, notes and identity, and writes nothing."""
     before = sorted(tmp_path.iterdir())

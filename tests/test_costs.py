@@ -37,7 +37,7 @@ def test_bytes(pico: Pico, hub: LocalHub) -> None:
         assert spent.fitting * spent.chat_bytes == pytest.approx(10**9 * merged, rel=1e-3)
         assert spent.missing == (pico["a"] / WEIGHTS).stat().st_size
         assert (spent.seconds is None) == (device == "cuda")
-    assert spent.disk_free == pytest.approx(ours.free_disk(), rel=0.2)
+    assert spent.disk == pytest.approx(ours.room(), rel=0.2)
 
 
 def words(spent: Costs) -> list[tuple[str, str]]:
@@ -50,7 +50,7 @@ def test_what_fits_is_one_green_line() -> None:
         ("green", "Nothing to fetch · 1.0 GB of memory, 100.0 GB free · about 5 s to merge")
     ]
     fetched = replace(PLENTY, missing=3_100_000_000, seconds=0.2)
-    assert words(fetched)[0][1].startswith("3.1 GB to fetch, 1000.0 GB free on the disk · ")
+    assert words(fetched)[0][1].startswith("3.1 GB to fetch, room for 1000.0 GB on the disk · ")
     assert words(fetched)[0][1].endswith("under a second to merge")
     assert words(replace(PLENTY, seconds=300.0))[0][1].endswith("about 5 min to merge")
     assert "to merge" not in words(replace(PLENTY, seconds=None))[0][1]
@@ -58,9 +58,9 @@ def test_what_fits_is_one_green_line() -> None:
 
 def test_a_disk_that_is_too_small_is_red() -> None:
     """With how much to free."""
-    (level, text), *_ = words(replace(PLENTY, missing=45 * 10**9, disk_free=20 * 10**9))
+    (level, text), *_ = words(replace(PLENTY, missing=45 * 10**9, disk=20 * 10**9))
     assert level == "red"
-    assert "45.0 GB to fetch, and 20.0 GB free" in text
+    assert "45.0 GB to fetch, and room for 20.0 GB" in text
     assert "free 25.0 GB, or choose smaller models" in text
 
 

@@ -339,6 +339,18 @@ def test_offline_the_cache_answers(
     assert len(hub.log) == before
 
 
+def test_offline_a_gated_model_is_nobodys(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may read it cannot be asked, so that its copy in the cache is not used."""
+    hub.add("org/gated", folder, gated=True)
+    hub.user("hf_alice", reads=["org/gated"])
+    drain(ours.pin("org/gated", token="hf_alice"), "hf_alice")
+    offline(monkeypatch)
+    with pytest.raises(MergeError, match=r"access cannot be checked"):
+        ours.pin("org/gated")
+
+
 def test_offline_a_model_that_is_not_there_is_said(
     hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

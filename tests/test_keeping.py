@@ -557,3 +557,15 @@ def test_only_what_is_lacking_needs_room(
     monkeypatch.setenv("MERGING_CACHE_GB", "0.001")
     drain(repo)
     assert ours.cached(repo)
+
+
+def test_room_counts_what_may_make_way(
+    publish: Callable[..., ours.Repo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full cache is no full disk: what nobody uses goes when others come."""
+    repo = publish("org/one")
+    drain(repo)
+    monkeypatch.setattr(keeping, "disk", lambda: (10**12, 5000))
+    assert ours.room() == 5000 + total(repo)
+    monkeypatch.setenv("MERGING_CACHE_GB", "0.000003")
+    assert ours.room() == 3000

@@ -45,16 +45,6 @@ def alice(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loc
     return hub
 
 
-@pytest.fixture
-def ties(tmp_path: Path, pico: Pico) -> Path:
-    path = tmp_path / "ties.yaml"
-    path.write_text(
-        written("ties", [pico["a"], pico["c"]], base_model=pico["base"],
-                parameters={"density": 0.5})
-    )  # fmt: skip
-    return path
-
-
 def run(recipe: Path, *more: str) -> int:
     return main(["run", str(recipe), "--device", "cpu", *more])
 

@@ -4,7 +4,6 @@ Knows names, files, access and the shared cache; nothing of tensors, recipes or 
 place that imports huggingface_hub.
 """
 
-from merging.hub.cache import free_disk
 from merging.hub.client import Token, own_login
 from merging.hub.download import (
     Fetched,
@@ -15,7 +14,7 @@ from merging.hub.download import (
     small_files,
     weights,
 )
-from merging.hub.keeping import Kept, clean, kept_state, using
+from merging.hub.keeping import Kept, clean, kept_state, room, using
 from merging.hub.pinning import pin
 from merging.hub.repo import File, Repo
 from merging.hub.search import Found, Lineage, lineage, search
@@ -31,13 +30,13 @@ __all__ = [
     "cached",
     "clean",
     "download",
-    "free_disk",
     "kept_state",
     "lineage",
     "missing",
     "own_login",
     "pin",
     "read_range",
+    "room",
     "search",
     "small_files",
     "using",

@@ -101,11 +101,6 @@ def partials(path: Path) -> dict[Path, int]:
     return found
 
 
-def free_disk() -> int:
-    """Bytes free where the cache lies, or will lie."""
-    return disk()[1]
-
-
 def disk() -> tuple[int, int]:
     """Bytes of the disk where the cache lies, or will lie: all, and those free."""
     folder = Path(constants.HF_HUB_CACHE).absolute()

@@ -48,10 +48,6 @@ class LimitError(MergeError):
         self.seconds = seconds
 
 
-class LoginError(AccessError):
-    """The Hub does not know this login, or no longer: it would refuse public repos as well."""
-
-
 def own_login() -> Token:
     """The machine's own login, for the CLI and a page that only this machine can open."""
     return huggingface_hub.get_token() or False
@@ -73,12 +69,14 @@ def _end_in_time(request: Any) -> None:
 
 
 @contextmanager
-def get(id: str, ref: str, path: str, token: Token, span: str = "") -> Iterator[Any]:
-    """The open answer, an httpx Response; `span` is a Range header."""
+def get(
+    id: str, ref: str, path: str, token: Token, span: str = "", timeout: float | None = None
+) -> Iterator[Any]:
+    """The open answer, an httpx Response; `span` is a Range header, `timeout` of silence."""
     headers = {"Accept-Encoding": "identity"}  # packed bytes can be neither counted nor resumed
     headers |= {"Range": span} if span else {}
     headers |= {"Authorization": f"Bearer {token}"} if token else {}
-    url, timeout = f"{constants.ENDPOINT}/{path}", constants.HF_HUB_DOWNLOAD_TIMEOUT
+    url, timeout = f"{constants.ENDPOINT}/{path}", timeout or constants.HF_HUB_DOWNLOAD_TIMEOUT
     client = huggingface_hub.get_session()
     with (
         plainly(id, ref),
@@ -157,12 +155,8 @@ def _refusal(error: HfHubHTTPError, id: str, ref: str) -> MergeError:
     }
     other = f"The Hub answers {status} on {id} ({error.server_message}): choose another revision."
     kind = type(error).__name__
-    sort = MergeError
-    if kind in ("GatedRepoError", "RepositoryNotFoundError") or status == 403:
-        sort = AccessError
-    elif status == 401:
-        sort = LoginError
-    return sort(said.get(kind) or said.get(status) or other)
+    denied = kind in ("GatedRepoError", "RepositoryNotFoundError") or status in (401, 403)
+    return (AccessError if denied else MergeError)(said.get(kind) or said.get(status) or other)
 
 
 def _wait(headers: Mapping[str, str]) -> float | None:

@@ -71,6 +71,12 @@ def budget() -> int | None:
     return int(value * 1e9)
 
 
+def room() -> int:
+    """Bytes that could be fetched, if all that this app keeps and nobody uses made way."""
+    kept, free, bound = sum(one.bytes for one in _mine()), disk()[1], budget()
+    return free + kept if bound is None else min(free + kept, bound)
+
+
 @contextmanager
 def using(models: Iterable[str | Path]) -> Iterator[None]:
     """Nothing of these models is removed meanwhile, by any process.

@@ -18,13 +18,18 @@ REMEMBERED = 300  # seconds for which the listing of a commit, which cannot chan
 def pin(id: str, revision: str | None = None, *, token: Token = False) -> Repo:
     """The repo `org/name` at the commit that `revision` (branch, tag or commit) means now.
 
-    Access is checked here, for the holder of `token`. Without a network the cache answers, save for
-    gated models, as access cannot be checked; with HF_HUB_OFFLINE=1, for all. Raises MergeError.
+    Access is checked here, for the holder of `token`. Without a network, or with HF_HUB_OFFLINE=1,
+    the cache answers, save for gated models, as access cannot be checked. Raises MergeError.
     """
     ref = revision or "main"
     check_names(id, ref)
     copy = cached_repo(id, ref)
     if constants.is_offline_mode():
+        if copy and copy.gated:
+            raise AccessError(
+                f"{id} is gated, and with HF_HUB_OFFLINE access cannot be checked: unset it, or "
+                "name the model's folder."
+            )
         return copy or not_cached(f"{id} at {ref}")
     try:
         return _known(id, ref, token)
@@ -56,7 +61,7 @@ def _public(id: str, ref: str, refused: AccessError) -> Repo:
     """The listing for anybody: over https, a login too old looks like a repo that is not there."""
     try:
         repo = patiently(lambda: _ask(id, ref, False), attempts=ATTEMPTS)
-    except UnreachableError:
+    except (UnreachableError, LimitError):
         raise
     except MergeError:
         raise refused from None

@@ -15,11 +15,10 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlencode
 
-import huggingface_hub
 from huggingface_hub import constants
 
 from merging.errors import AccessError, MergeError
-from merging.hub.client import LoginError, Token, UnreachableError, plainly
+from merging.hub.client import Token, UnreachableError, get
 from merging.hub.repo import check_names
 
 SECONDS = 3.0  # of silence, after which nobody waits for suggestions any longer
@@ -133,39 +132,31 @@ def _ask(path: str, token: Token) -> Any:
     """The Hub's JSON, [] with HF_HUB_OFFLINE=1. An expired login still sees what is public."""
     if constants.is_offline_mode():
         return []
-    url, known = f"{constants.ENDPOINT}/{path}", _answers()
+    key, known = f"{constants.ENDPOINT}/{path}", _answers()
     if token:  # what a login may see is remembered for nobody
-        with suppress(LoginError):
-            return _try(url, token)
-    until, answer = known.get(url, (0.0, None))
+        with suppress(AccessError):
+            return _try(path, token)
+    until, answer = known.get(key, (0.0, None))
     if until < time.monotonic():
-        answer = _try(url, False)
+        answer = _try(path, False)
         if len(known) >= MOST:
             known.clear()
-        known[url] = time.monotonic() + REMEMBERED, answer
+        known[key] = time.monotonic() + REMEMBERED, answer
     return answer
 
 
-def _try(url: str, token: Token) -> Any:
+def _try(path: str, token: Token) -> Any:
     """Ask, unless the Hub has just been found out of reach."""
     known = _answers()
     until, said = known.get(constants.ENDPOINT, (0.0, None))
     if until > time.monotonic():
         raise UnreachableError(said)
     try:
-        return _get(url, token)
+        with get("the list of models", "main", path, token, timeout=SECONDS) as response:
+            return json.loads(response.read())
     except AccessError:
         raise
     except MergeError as error:
         if isinstance(error, UnreachableError) or not token:
             known[constants.ENDPOINT] = time.monotonic() + QUIET, str(error)
         raise
-
-
-def _get(url: str, token: Token) -> Any:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with plainly("the list of models", "main"):
-        session = huggingface_hub.get_session()
-        response = session.get(url, headers=headers, timeout=SECONDS)
-        huggingface_hub.hf_raise_for_status(response)
-        return json.loads(response.text)

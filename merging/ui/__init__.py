@@ -127,7 +127,7 @@ def _running(page: Page) -> None:
     device = {**LIMIT, **private, "show_progress": "hidden"}
     ask = _handling(asking.ask, page)
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, *page.answered()}, **LIMIT)  # fmt: skip
+                  {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device

@@ -4,6 +4,7 @@ Every handler takes the page and the values of its inputs, by component, and giv
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +26,9 @@ def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     visit: Visit = values[page.visit]
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {page.progress: look.bar(0, "Reading headers")}
-    made, job = yield from _progress(page, jobs.make(recipe, visitor))
+    made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
     kept.keep(made)
+    visitor = replace(visitor, pins={**visitor.pins, **made.pins})
     for event in jobs.run(job):
         if isinstance(event, Progress):
             yield {page.progress: look.progress(event)}
@@ -35,7 +37,7 @@ def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     head = look.column_head("merged", made.title)
     visit = replace(visit, made=made, said={**visit.said, gpu.MERGED: ()})
     column = page.columns[gpu.MERGED]
-    yield {page.visit: visit, column.head: head, column.chat: []}
+    yield {page.visit: visit, page.pins: visitor.pins, column.head: head, column.chat: []}
     if values[page.again] and visit.asked:
         said = {**values, page.visit: visit}
         yield from _asked(page, visitor, said, visit.asked, (gpu.MERGED,))
@@ -80,7 +82,7 @@ def _asked(
     made = visit.made if gpu.MERGED in slots else None
     slots = tuple(s for s in slots if s in names or (s == gpu.MERGED and made))
     parents = {slot: names[slot] for slot in slots if slot != gpu.MERGED}
-    job = yield from _progress(page, jobs.job_of(parents, made, visitor), "status")
+    job = yield from followed(page, jobs.job_of(parents, made, visitor), "status")
     asked = {"role": "user", "content": text}
     same = [slot for slot in slots if slot == gpu.MERGED or visit.models.get(slot) == names[slot]]
     said = {slot: (*(visit.said.get(slot, ()) if slot in same else ()), asked) for slot in slots}
@@ -127,13 +129,14 @@ def _silent(reply: Reply) -> str:
     return "…" if not reply.ended else f"*(no words: {reply.ended})*"
 
 
-def _progress(page: Page, steps: Any, where: str = "progress") -> Any:
-    """Show a fetch's progress on the way; returns what the fetch returns."""
-    try:
-        while True:
-            yield {getattr(page, where): look.progress(next(steps))}
-    except StopIteration as end:
-        return end.value
+def followed(page: Page, steps: Any, where: str) -> Any:
+    """Show the progress of steps in the page's `where`; returns what the steps return."""
+    with closing(steps):
+        try:
+            while True:
+                yield {getattr(page, where): look.progress(next(steps))}
+        except StopIteration as end:
+            return end.value
 
 
 def _names(page: Page, values: Values) -> dict[str, str]:

@@ -156,5 +156,4 @@ def _checked(page: Page, visitor: Visitor, text: str, *, local: bool = False) ->
         return
     yield {page.notes: look.hint("Checking …")}
     decided, notes = jobs.check(recipe, replace(visitor, pins={}))
-    pins = dict(zip(recipe.names(), decided.recipe.names(), strict=True))
-    yield {page.notes: look.notes(notes), page.pins: pins}
+    yield {page.notes: look.notes(notes), page.pins: jobs.pins_of(recipe, decided)}

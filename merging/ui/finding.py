@@ -5,7 +5,6 @@ remain; it checks nothing and fetches nothing.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
 import gradio as gr
@@ -27,7 +26,6 @@ SIBLINGS = 4
 ALONE = "The Hub gives no answer: only the models that come with this page are listed."
 
 
-@cache
 def largest() -> int:
     """Parameters of the largest model of which this machine could hold all that a merge needs."""
     device, room = gpu.room()

@@ -8,11 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from merging import costs, gpu, hub
-from merging.merge import Progress, fetched
+from merging.merge import Progress, bring, fetched
 from merging.notes import Note
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
-from merging.sources import fetch
 from merging.ui.visitor import Visitor
 
 
@@ -20,14 +19,14 @@ from merging.ui.visitor import Visitor
 class Made:
     """A merge that can be asked, and made again anywhere: its recipe is pinned.
 
-    `columns` are its models as they were written, `parents` all its models as pinned.
+    `columns` are its models as they were written, `pins` the commits of all that it names.
     """
 
     identity: str
     recipe: str
     title: str
     columns: tuple[str, ...]
-    parents: tuple[str, ...]
+    pins: Mapping[str, str]
 
 
 def check(recipe: Recipe, visitor: Visitor) -> tuple[Plan, tuple[Note, ...]]:
@@ -38,13 +37,18 @@ def check(recipe: Recipe, visitor: Visitor) -> tuple[Plan, tuple[Note, ...]]:
     return decided, (*decided.notes, *costs.notes(spent))
 
 
+def pins_of(recipe: Recipe, decided: Plan) -> dict[str, str]:
+    """The models of a recipe as written, and as its plan pinned them."""
+    return dict(zip(recipe.names(), decided.recipe.names(), strict=True))
+
+
 def make(recipe: Recipe, visitor: Visitor) -> Generator[gpu.Event, None, tuple[Made, gpu.Job]]:
     """Plan, and fetch the parents; returns the merge and the job that carries it out."""
     with hub.using(recipe.names()):
         decided = yield from fetched(plan(recipe, find=visitor.find), token=visitor.token)
-    pinned = decided.recipe
-    title, parents = decided.method.title, tuple(dict.fromkeys(pinned.names()))
-    made = Made(decided.identity, pinned.to_yaml(), title, decided.columns, parents)
+    title, pinned = decided.method.title, decided.recipe
+    pins = pins_of(recipe, decided)
+    made = Made(decided.identity, pinned.to_yaml(), title, decided.columns, pins)
     return made, gpu.merge_job(decided)
 
 
@@ -52,18 +56,10 @@ def at_hand(
     models: Mapping[str, str], visitor: Visitor
 ) -> Generator[Progress, None, dict[str, gpu.Place]]:
     """Fetch models that are to be used, each checked for the visitor; returns where they lie."""
-    places = {}
-    for column, model in models.items():
-        with hub.using([model]):
-            steps = fetch(visitor.find(model), token=visitor.token)
-            try:
-                while True:
-                    at = next(steps)
-                    share = at.done / at.total if at.total else 1.0
-                    yield Progress(at.file, at.done, at.total, share, 0.0, 0.0, "fetch")
-            except StopIteration as end:
-                places[column] = gpu.place(end.value)
-    return places
+    with hub.using(models.values()):
+        found = [visitor.find(model) for model in models.values()]
+        here = yield from bring(found, token=visitor.token)
+    return dict(zip(models, map(gpu.place, here), strict=True))
 
 
 def job_of(
@@ -78,7 +74,7 @@ def job_of(
     job = gpu.Job(tuple(set(places.values())), columns=columns)
     if made is None:
         return job
-    parents = yield from at_hand({name: name for name in made.parents}, visitor)
+    parents = yield from at_hand({name: name for name in made.pins.values()}, visitor)
     return replace(
         job, recipe=made.recipe, identity=made.identity, parents=tuple(parents.values()),
         columns={**columns, gpu.MERGED: ""},

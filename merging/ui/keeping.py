@@ -3,10 +3,10 @@
 Both merge on this machine's processor, from parents that are checked for the visitor once more.
 """
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+
+import gradio as gr
 
 from merging import hub
 from merging.errors import AccessError, MergeError
@@ -16,6 +16,7 @@ from merging.pushing import push, target
 from merging.recipe import Recipe
 from merging.sinks import Folder
 from merging.ui import kept, look
+from merging.ui.asking import followed
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.layout import Page
@@ -29,7 +30,6 @@ class Offer:
     made: Made
     name: str
     public: bool
-    word: str
 
 
 @shows_errors("kept_status")
@@ -43,8 +43,9 @@ def make_files(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates
     folder = kept.files(made.identity)
     if not folder.is_dir():
         kept.make_room()
-        yield from _steps(page, fetched(decided, token=visitor.token))
-        yield from _steps(page, merge(decided, Folder(folder)))
+        with hub.using(made.pins.values()):
+            here = yield from followed(page, fetched(decided, token=visitor.token), "kept_status")
+            yield from followed(page, merge(here, Folder(folder)), "kept_status")
     size = sum(path.stat().st_size for path in folder.iterdir())
     yield {page.kept_status: look.download(f"merged/{made.identity}.zip", size)}
 
@@ -64,11 +65,10 @@ def offer_push(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates
     closed = _closed(decided)
     if public and closed:
         raise MergeError(f"{closed} is not open to all: push what is made of it privately.")
-    offer = Offer(made, name, public, secrets.token_hex(8))
     licences = {s.name.partition("@")[0]: s.license or "none found" for s in decided.sources}
     yield {
-        page.offer: offer,
-        page.confirm: look.shown(True),
+        page.offer: Offer(made, name, public),
+        page.confirm: gr.update(visible=True),
         page.kept_status: look.offer(name, public, decided.size, licences, closed),
     }
 
@@ -77,18 +77,19 @@ def offer_push(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates
 def confirm_push(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Merge and push, shard by shard."""
     offer: Offer | None = values[page.offer]
-    yield {page.offer: None, page.confirm: look.shown(False)}
+    yield {page.offer: None, page.confirm: gr.update(visible=False)}
     if offer is None:
         raise MergeError("Nothing waits for a confirmation: press Push first.")
     yield {page.kept_status: look.bar(0, f"Looking at {offer.name}")}
     decided = _plan(offer.made, visitor)
     repo = target(decided, offer.name, token=visitor.token, public=offer.public)
-    url = yield from _steps(page, push(decided, repo))
+    with hub.using(offer.made.pins.values()):
+        url = yield from followed(page, push(decided, repo), "kept_status")
     yield {page.kept_status: look.pushed(repo.id, url)}
 
 
 def cancel_push(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
-    yield {page.offer: None, page.confirm: look.shown(False), page.kept_status: ""}
+    yield {page.offer: None, page.confirm: gr.update(visible=False), page.kept_status: ""}
 
 
 def show_cache(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
@@ -110,14 +111,3 @@ def _plan(made: Made, visitor: Visitor) -> Plan:
 def _closed(decided: Plan) -> str | None:
     """A parent that is not open to all."""
     return next((s.name.partition("@")[0] for s in decided.sources if s.gated), None)
-
-
-def _steps(page: Page, steps: Any) -> Any:
-    """Show progress on the way; returns what the steps return."""
-    try:
-        while True:
-            yield {page.kept_status: look.progress(next(steps))}
-    except StopIteration as end:
-        return end.value
-    finally:
-        steps.close()

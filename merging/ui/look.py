@@ -6,7 +6,6 @@ Whatever comes from users or models is escaped here, where it becomes HTML.
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 import gradio as gr
 
@@ -124,11 +123,6 @@ def foot(kept: Kept) -> str:
         f'<p class="foot">Downloads: {models}, {kept.bytes / 1e9:.1f}{of} GB · '
         f"{kept.free / 1e9:.0f} GB of disk free</p>"
     )
-
-
-def shown(visible: bool) -> Any:
-    """An update that shows or hides a component."""
-    return gr.update(visible=visible)
 
 
 def amount(size: int) -> str:

@@ -25,10 +25,10 @@ def downloads(private: Callable[[Request], bool]) -> Route:
         try:
             text, _ = kept.recipe(identity)
             anyone = Visitor(False, private(request))
-            closed = [n for n in Recipe.from_yaml(text).names() if anyone.find(n).gated]
+            open_to_all = not any(anyone.find(n).gated for n in Recipe.from_yaml(text).names())
         except MergeError:
-            closed = ["whatever it is"]
-        if closed or not folder.is_dir():
+            open_to_all = False
+        if not (open_to_all and folder.is_dir()):
             return PlainTextResponse("No such files: press “Make files to download” again.", 404)
         os.utime(folder)  # they are in use
         name = f'attachment; filename="merge-{identity[:8]}.zip"'

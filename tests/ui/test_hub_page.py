@@ -140,6 +140,24 @@ def test_stop_ends_a_download_and_leaves_nothing(
     alice.merge()
 
 
+def test_the_commits_of_a_merge_hold_for_its_parents(hub: LocalHub, alice: Playground) -> None:
+    """A branch that moves on after the merge does not change who answers beside it."""
+    hub.add("demo/moving", DEMO / "a")
+    alice.paste(
+        "merge_method: slerp\nbase_model: demo/moving\nmodels:\n- model: demo/moving\n"
+        "- model: demo/mini-b\nparameters: {t: 0.5}\n"
+    )
+    expect(alice.part("recipe-status")).to_contain_text("in use")
+    alice.merge()
+    hub.add("demo/moving", DEMO / "b")
+    alice.ask("What is 38 + 27?")
+    assert alice.answers("a") == ["65"]
+    alice.part("check").click()
+    expect(alice.part("notes")).to_contain_text("to fetch")
+    alice.ask("What is 38 + 27?", slots=("a",))
+    assert alice.answers("a") == ["65", "55"]
+
+
 def test_a_push_without_a_yes_pushes_nothing(hub: LocalHub, alice: Playground) -> None:
     """No means no; and a public push of a public merge is public."""
     alice.merge()
