@@ -6,13 +6,15 @@ It knows methods and tensors in memory; not plans, nor where the values come fro
 import ctypes
 import os
 import sys
-import time
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial, reduce
+from itertools import accumulate
+from math import frexp, ldexp
 from typing import Any
 
 import torch
@@ -134,13 +136,22 @@ def aligned(
 
 def measure(parts: Sequence[tuple[Work, Reader]], pool: ThreadPoolExecutor) -> dict[str, Any]:
     """What the method's `measure` finds over one tensor, or over several as if they were one."""
-    steps = measuring(parts, pool)
-    try:
-        while True:
+    found: dict[str, Any] = _returned(measuring(parts, pool))
+    return found
+
+
+def summed(function: BlockFunction, work: Work, read: Reader, pool: ThreadPoolExecutor) -> Tensor:
+    """What a function of the method's inputs adds up to over one tensor."""
+    found: Tensor = _returned(_pass(function, [(work, read, b) for b in work.blocks()], pool))
+    return found
+
+
+def _returned(steps: Generator[int, None, Any]) -> Any:
+    while True:
+        try:
             next(steps)
-    except StopIteration as end:
-        found: dict[str, Any] = end.value
-        return found
+        except StopIteration as end:
+            return end.value
 
 
 def measuring(
@@ -181,19 +192,19 @@ def _pass(
         return function(work.tensors(read, *block)[0])
 
     each: list[Any] = []
-    last, gone = time.monotonic(), 0
-    for result, (_, _, (start, stop)) in zip(in_order(pool, run, jobs), jobs, strict=True):
-        gone += stop - start
-        if alone:
-            each.append(result)
-        elif not each:
-            each.append(result.clone())
+
+    def take(result: Any) -> None:
+        if alone or not each:
+            each.append(result if alone else result.clone())
         else:
             each[0] += result
-        if time.monotonic() - last > EVERY:
-            yield gone
-            last, gone = time.monotonic(), 0
-    yield gone
+
+    ends = [0, *accumulate(stop - start for _, _, (start, stop) in jobs)]
+    last = 0
+    for taken in over(pool, run, jobs, take):
+        if taken > last:
+            yield ends[taken] - ends[last]
+            last = taken
     return each if alone else each[0]
 
 
@@ -216,24 +227,43 @@ def _spread(jobs: Sequence[Job]) -> list[Job]:
     return found
 
 
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]
-) -> Iterator[Any]:
-    """Results in the order of `items`, with few of them waiting: a histogram is a megabyte."""
-    waiting: deque[Future[Any]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > WAITING:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def over(
+    pool: ThreadPoolExecutor,
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    take: Callable[[Any], None] = lambda _: None,
+) -> Iterator[int]:
+    """Run `function` over all items, on all threads, and `take` its results in the items' order.
 
+    Yields how many are taken, now and then and at the end. Threads fetch their items themselves:
+    to be woken for each of them, the caller would take the interpreter from those that work.
+    """
+    todo, taken, early, turn = iter(enumerate(items)), 0, dict[int, Any](), threading.Lock()
+    room, threads = threading.Semaphore(WAITING), min(cores(), len(items))
 
-def added(results: Iterator[Tensor]) -> Tensor:
-    total = next(results).clone()
-    for result in results:
-        total += result
-    return total
+    def work() -> None:
+        nonlocal taken
+        try:
+            while room.acquire() and (job := next(todo, None)):
+                early[job[0]] = function(job[1])
+                with turn:
+                    while taken in early:
+                        take(early.pop(taken))
+                        taken += 1
+                        room.release()
+        finally:
+            deque(todo, 0)  # if this one failed, no more is begun
+            room.release(threads)
+
+    tasks = [pool.submit(work) for _ in range(threads)]
+    try:
+        while wait(tasks, EVERY).not_done:
+            yield taken
+        for task in tasks:
+            task.result()
+        yield taken
+    finally:
+        deque(todo, 0)
 
 
 def combine(
@@ -246,7 +276,7 @@ def combine(
 ) -> Iterator[int]:
     """Fill `out`, yielding now and then how many are done. ArithmeticError if not finite."""
     values = work.method.arguments(work.values)
-    blocks = work.blocks()
+    blocks, edge = work.blocks(), _edge(dtype)
 
     def run(index: int) -> None:
         start, stop = blocks[index]
@@ -255,15 +285,24 @@ def combine(
         merged = work.method.combine(tensors, **values, **own)
         merged = (merged if base is None else merged.add_(base)).reshape(-1)
         # the extremes tell of all: rounding keeps their order, and NaN is either's neighbour
-        if not torch.stack(merged.aminmax()).to(dtype).isfinite().all():
+        low, high = merged.aminmax()
+        if not -edge < low.item() <= high.item() < edge:
             raise ArithmeticError
         out[start:stop].copy_(merged if out.dtype == dtype else merged.to(dtype))
 
-    last = time.monotonic()
-    for index, _ in enumerate(in_order(pool, run, range(len(blocks)))):
-        if time.monotonic() - last > EVERY:
-            last = time.monotonic()
-            yield blocks[index][1]
+    for taken in over(pool, run, range(len(blocks))):
+        if taken:
+            yield blocks[taken - 1][1]
+
+
+def _edge(dtype: torch.dtype) -> float:
+    """The least magnitude that is rounded to infinity: half a step beyond the largest number.
+
+    >>> _edge(torch.float16)
+    65520.0
+    """
+    info = torch.finfo(dtype)
+    return info.max + ldexp(info.eps, frexp(info.max)[1] - 2)
 
 
 @contextmanager

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from merging import blocks
-from merging.blocks import Reader, Work, added, aligned, combine, measure, measuring, pooled, slices
+from merging.blocks import (
+    Reader,
+    Work,
+    aligned,
+    combine,
+    measure,
+    measuring,
+    pooled,
+    slices,
+)
 from merging.errors import MergeError
 from merging.hub import Token
 from merging.pairing import Step
@@ -116,17 +125,10 @@ def survey(
     with pooled("cpu") as pool:
         for step in plan.steps:
             if not step.copied and step.size:
-                work = Work(plan.method, step.values, True, step.size, blocks.BLOCK, step.shape)
-                read = _reader(plan, step, "cpu")
-
-                def run(block: tuple[int, int], work: Work = work, read: Reader = read) -> Tensor:
-                    return function(work.tensors(read, *block)[0])
-
-                results = blocks.in_order(pool, run, work.blocks())
-                total = added(results)
-                if not total.isfinite().all():
+                found = blocks.summed(function, *_part(plan, step, "cpu"), pool)
+                if not found.isfinite().all():
                     raise _not_finite(plan, step)
-                yield step.name, total
+                yield step.name, found
 
 
 def fetched(plan: Plan, *, token: Token = False) -> Generator[Progress, None, Plan]:

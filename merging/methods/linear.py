@@ -6,6 +6,7 @@ from typing import Annotated
 from torch import Tensor
 
 from merging.methods._method import Number, Switch, method
+from merging.methods._weights import weighted_sum
 
 
 def weights_cancel(weight: Sequence[float], normalize: bool) -> str | None:
@@ -34,7 +35,5 @@ def linear(
     >>> linear([torch.tensor([1.0, 3.0]), torch.tensor([3.0, 5.0])], [1, 3], True)
     tensor([2.5000, 4.5000])
     """
-    total = tensors[0].mul_(weight[0])
-    for tensor, share in zip(tensors[1:], weight[1:], strict=True):
-        total.add_(tensor, alpha=share)
+    total = weighted_sum(tensors, weight)
     return total.div_(sum(weight)) if normalize else total

@@ -6,6 +6,7 @@ from typing import Annotated
 from torch import Tensor
 
 from merging.methods._method import Number, Switch, method
+from merging.methods._weights import times, weighted_sum
 
 
 @method(
@@ -28,9 +29,7 @@ def task_arithmetic(
     >>> task_arithmetic([torch.tensor([1.0]), torch.tensor([3.0])], [1, 1], 0.5, False)
     tensor([2.])
     """
-    total = deltas[0].mul_(weight[0])
-    for delta, share in zip(deltas[1:], weight[1:], strict=True):
-        total.add_(delta, alpha=share)
+    total = weighted_sum(deltas, weight)
     if normalize and abs(sum(weight)) >= 1e-8:
         total.div_(sum(weight))
-    return total.mul_(lambda_)
+    return times(total, lambda_)

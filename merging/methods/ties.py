@@ -14,6 +14,7 @@ from torch import Tensor
 from merging.methods import _trim
 from merging.methods._method import Number, Switch, method
 from merging.methods._trim import Asking, trim_each
+from merging.methods._weights import times
 
 EMPTY = 1e-7
 """A delta of a smaller sum is not stretched."""
@@ -71,8 +72,8 @@ def ties(  # noqa: PLR0913  # five parameters as mergekit has them, three number
 ) -> Tensor:
     """λ·(disjoint merge of the trimmed, stretched, weighted deltas)."""
     trimmed = trim_each(deltas, threshold, spare)
-    weighted = [d.mul_(s * w) for d, s, w in zip(trimmed, stretch, weight, strict=True)]
-    return disjoint_merge(weighted, elect(weighted), weight, normalize).mul_(lambda_)
+    weighted = [times(d, s * w) for d, s, w in zip(trimmed, stretch, weight, strict=True)]
+    return times(disjoint_merge(weighted, elect(weighted), weight, normalize), lambda_)
 
 
 def elect(weighted: Sequence[Tensor], draw: bool = True) -> Tensor:
