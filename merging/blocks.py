@@ -3,16 +3,10 @@
 It knows methods and tensors in memory; not plans, nor where the values come from or go.
 """
 
-import ctypes
-import os
-import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial, reduce
+from functools import partial, reduce
 from itertools import accumulate
 from math import frexp, ldexp
 from typing import Any
@@ -23,29 +17,18 @@ from torch import Tensor
 from merging import vocabulary
 from merging.methods import Method
 from merging.methods._method import BlockFunction, Ordered, PerBlock, Sampled
+from merging.threads import over, pooled
 
 BLOCK = 1 << 18
 """Elements: 1 MB in float32, so that the few buffers of a method stay in the cache.
 
 Blocks are fixed, not fitted to threads: sums over them are the same for any number of cores.
 """
-EVERY = 0.1
-"""Seconds between two signs of progress inside one tensor."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""As glibc's malloc.h numbers them."""
-WAITING = 16
-"""Blocks at most that are done or under way before their results are taken."""
-
 SLICE, SLICES = 1024, 32
 """Elements of a sampled slice, and how many there are about."""
 
 Reader = Callable[[int, int], list[Tensor]]
 """Gives the parents' values from one flat index to another, as float32 copies of its own."""
-
-
-def cores() -> int:
-    """How many threads merge and chat may use together, decided here for both."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def merge_tensor(
@@ -74,9 +57,7 @@ def merge_tensor(
             out.numel(), block, tuple(out.shape),
         )  # fmt: skip
         read = partial(slices, [p.reshape(-1) for p in parents])
-        found = measure([(work, read)], pool)
-        for _ in combine(work, read, found, out.view(-1), out.dtype, pool):
-            pass
+        whole(work, read, out.view(-1), out.dtype, pool)
     return out
 
 
@@ -105,9 +86,31 @@ class Work:
         *models, base = parents
         return [model.sub_(base) for model in models], base
 
+    def inputs(self, read: Reader, start: int, stop: int) -> list[Tensor]:
+        """The method's inputs alone, for what is measured."""
+        return self.tensors(read, start, stop)[0]
 
-Job = tuple[Work, Reader, tuple[int, int]]
-"""One block of one tensor: its formula, its values, and from where to where it goes."""
+
+Part = tuple[Work, Reader]
+"""One tensor's formula and its values."""
+Block = tuple[int, int]
+"""From where to where it goes, as flat indices."""
+Job = tuple[Work, Reader, Block]
+"""One block of a tensor."""
+Wanted = BlockFunction | Ordered | Sampled
+"""What a method's `measure` asks for."""
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A merged tensor under way: formula, values, what was measured; `out`, flat, becomes it,
+    rounded to `dtype` and then to its own type."""
+
+    work: Work
+    read: Reader
+    numbers: Mapping[str, Any]
+    out: Tensor
+    dtype: torch.dtype
 
 
 def slices(tensors: Sequence[Tensor], start: int, stop: int, device: str = "cpu") -> list[Tensor]:
@@ -134,19 +137,17 @@ def aligned(
     return [f.reshape(-1)[cut].to(device, copy=True) for f in found]
 
 
-def measure(parts: Sequence[tuple[Work, Reader]], pool: ThreadPoolExecutor) -> dict[str, Any]:
-    """What the method's `measure` finds over one tensor, or over several as if they were one."""
-    found: dict[str, Any] = _returned(measuring(parts, pool))
-    return found
+def whole(
+    work: Work, read: Reader, out: Tensor, dtype: torch.dtype, pool: ThreadPoolExecutor
+) -> None:
+    """Measure and combine one tensor, to the end."""
+    (numbers,) = returned(measure([[(work, read)]], pool))
+    for _ in combine([Filling(work, read, numbers, out, dtype)], pool):
+        pass
 
 
-def summed(function: BlockFunction, work: Work, read: Reader, pool: ThreadPoolExecutor) -> Tensor:
-    """What a function of the method's inputs adds up to over one tensor."""
-    found: Tensor = _returned(_pass(function, [(work, read, b) for b in work.blocks()], pool))
-    return found
-
-
-def _returned(steps: Generator[int, None, Any]) -> Any:
+def returned(steps: Generator[int, None, Any]) -> Any:
+    """What a generator returns, its signs of progress unseen."""
     while True:
         try:
             next(steps)
@@ -154,63 +155,95 @@ def _returned(steps: Generator[int, None, Any]) -> Any:
             return end.value
 
 
-def measuring(
-    parts: Sequence[tuple[Work, Reader]], pool: ThreadPoolExecutor
-) -> Generator[int, None, dict[str, Any]]:
-    """Drive the method's `measure`: each function it yields is run over all blocks, in order.
+def summed(function: BlockFunction, part: Part, pool: ThreadPoolExecutor) -> Tensor:
+    """What a function of the method's inputs adds up to over one tensor."""
+    (found,) = returned(_answers([(function, _jobs([part]))], pool))
+    total: Tensor = found
+    return total
 
-    Yields now and then, and at the end of each such pass, how many elements more it has gone over.
-    All parts have the method and the measured values of the first.
+
+def measure(
+    asked: Sequence[Sequence[Part]], pool: ThreadPoolExecutor
+) -> Generator[int, None, list[dict[str, Any]]]:
+    """What the method's `measure` finds over each of several tensors.
+
+    Each of `asked` is one tensor, or several to be measured as if they were one, with the method
+    and the measured values of the first. What their `measure` asks for next is run over the blocks
+    of all of them together, so that no core waits for the last block of a small tensor.
+    Yields how many elements more it has gone over, now and then and at the end of each such pass.
     """
-    jobs = [(work, read, block) for work, read in parts for block in work.blocks()]
-    first = parts[0][0] if jobs else None
-    if first is None or first.method.measure is None:
+    jobs = [_jobs(parts) for parts in asked]
+    asking = [_asking(parts[0][0] if own else None) for parts, own in zip(asked, jobs, strict=True)]
+    found: list[dict[str, Any]] = [{} for _ in asked]
+    answers: dict[int, Any] = dict.fromkeys(range(len(asked)))
+    while answers:
+        wanted: dict[int, Wanted] = {}
+        for place, answer in answers.items():
+            try:
+                wanted[place] = asking[place].send(answer)
+            except StopIteration as end:
+                found[place] = end.value
+        passed = yield from _answers([(want, jobs[place]) for place, want in wanted.items()], pool)
+        answers = dict(zip(wanted, passed, strict=True))
+    return found
+
+
+def _jobs(parts: Sequence[Part]) -> list[Job]:
+    return [(work, read, block) for work, read in parts for block in work.blocks()]
+
+
+def _asking(work: Work | None) -> Generator[Wanted, Any, dict[str, Any]]:
+    """The method's own generator; none where there is nothing to measure."""
+    if work is None or work.method.measure is None:
         return {}
-    values = first.method.arguments(first.values)
-    asked = first.method.measure(**{name: values[name] for name in first.method.measured})
-    try:
-        want = next(asked)
-        while True:
-            want = asked.send((yield from _pass(want, jobs, pool)))
-    except StopIteration as end:
-        found: dict[str, Any] = end.value
-        return found
+    values = work.method.arguments(work.values)
+    return (yield from work.method.measure(**{n: values[n] for n in work.method.measured}))
 
 
-def _pass(
-    want: BlockFunction | Ordered | Sampled,
-    jobs: Sequence[Job],
-    pool: ThreadPoolExecutor,
-) -> Generator[int, None, Any]:
-    if isinstance(want, Sampled):
-        return pool.submit(_sample, want, jobs).result()
-    alone = isinstance(want, Ordered)
-    function = want.function if isinstance(want, Ordered) else want
+def _answers(
+    wanted: Sequence[tuple[Wanted, Sequence[Job]]], pool: ThreadPoolExecutor
+) -> Generator[int, None, list[Any]]:
+    """What each function gives over its own blocks: their sum, their list, or that of a sample."""
+    tasks = [(place, *task) for place, each in enumerate(wanted) for task in _tasks(*each)]
+    found: list[list[Any]] = [[] for _ in wanted]
 
-    def run(job: Job) -> Any:
-        work, read, block = job
-        return function(work.tensors(read, *block)[0])
-
-    each: list[Any] = []
-
-    def take(result: Any) -> None:
+    def take(result: tuple[int, Any]) -> None:
+        place, value = result
+        each, alone = found[place], not callable(wanted[place][0])
         if alone or not each:
-            each.append(result if alone else result.clone())
+            each.append(value if alone else value.clone())
         else:
-            each[0] += result
+            each[0] += value
 
-    ends = [0, *accumulate(stop - start for _, _, (start, stop) in jobs)]
-    last = 0
-    for taken in over(pool, run, jobs, take):
-        if taken > last:
-            yield ends[taken] - ends[last]
-            last = taken
-    return each if alone else each[0]
+    ends, last = [0, *accumulate(count for _, _, count in tasks)], 0
+    for taken in over(pool, lambda task: (task[0], task[1]()), tasks, take):
+        if ends[taken] > last:
+            yield ends[taken] - last
+            last = ends[taken]
+    return [
+        each if isinstance(want, Ordered) else each[0]
+        for each, (want, _) in zip(found, wanted, strict=True)
+    ]
 
 
-def _sample(want: Sampled, jobs: Sequence[Job]) -> Any:
-    parts = [work.tensors(read, *block)[0] for work, read, block in _spread(jobs)]
-    return want.function([torch.cat(pieces) for pieces in zip(*parts, strict=True)])
+def _tasks(want: Wanted, jobs: Sequence[Job]) -> Iterator[tuple[Callable[[], Any], int]]:
+    """What there is to run, each with the number of elements it goes over."""
+    if isinstance(want, Sampled):
+        yield partial(_sample, want.function, jobs), 0
+        return
+    function = want.function if isinstance(want, Ordered) else want
+    for job in jobs:
+        _, _, (start, stop) = job
+        yield partial(_block, function, *job), stop - start
+
+
+def _block(function: Callable[[Sequence[Tensor]], Any], work: Work, read: Reader, at: Block) -> Any:
+    return function(work.inputs(read, *at))
+
+
+def _sample(function: Callable[[Sequence[Tensor]], Any], jobs: Sequence[Job]) -> Any:
+    parts = [work.inputs(read, *at) for work, read, at in _spread(jobs)]
+    return function([torch.cat(pieces) for pieces in zip(*parts, strict=True)])
 
 
 def _spread(jobs: Sequence[Job]) -> list[Job]:
@@ -227,72 +260,41 @@ def _spread(jobs: Sequence[Job]) -> list[Job]:
     return found
 
 
-def over(
-    pool: ThreadPoolExecutor,
-    function: Callable[[Any], Any],
-    items: Sequence[Any],
-    take: Callable[[Any], None] = lambda _: None,
-) -> Iterator[int]:
-    """Run `function` over all items, on all threads, and `take` its results in the items' order.
+def combine(fillings: Sequence[Filling], pool: ThreadPoolExecutor) -> Iterator[int]:
+    """Fill the tensors, all in one; yields how many of their elements are done, now and then.
 
-    Yields how many are taken, now and then and at the end. Threads fetch their items themselves:
-    to be woken for each of them, the caller would take the interpreter from those that work.
+    ArithmeticError with the place of the first that is not finite, the order being theirs.
     """
-    todo, taken, early, turn = iter(enumerate(items)), 0, dict[int, Any](), threading.Lock()
-    room, threads = threading.Semaphore(WAITING), min(cores(), len(items))
+    tasks = [(p, i, at) for p, f in enumerate(fillings) for i, at in enumerate(f.work.blocks())]
 
-    def work() -> None:
-        nonlocal taken
-        try:
-            while room.acquire() and (job := next(todo, None)):
-                early[job[0]] = function(job[1])
-                with turn:
-                    while taken in early:
-                        take(early.pop(taken))
-                        taken += 1
-                        room.release()
-        finally:
-            deque(todo, 0)  # if this one failed, no more is begun
-            room.release(threads)
+    def run(task: tuple[int, int, Block]) -> tuple[int, bool]:
+        place, index, block = task
+        return place, _fill(fillings[place], index, *block)
 
-    tasks = [pool.submit(work) for _ in range(threads)]
-    try:
-        while wait(tasks, EVERY).not_done:
-            yield taken
-        for task in tasks:
-            task.result()
-        yield taken
-    finally:
-        deque(todo, 0)
+    def take(result: tuple[int, bool]) -> None:
+        place, finite = result
+        if not finite:
+            raise ArithmeticError(place)
+
+    ends = [0, *accumulate(stop - start for _, _, (start, stop) in tasks)]
+    for taken in over(pool, run, tasks, take):
+        yield ends[taken]
 
 
-def combine(
-    work: Work,
-    read: Reader,
-    numbers: Mapping[str, Any],
-    out: Tensor,
-    dtype: torch.dtype,
-    pool: ThreadPoolExecutor,
-) -> Iterator[int]:
-    """Fill `out`, yielding now and then how many are done. ArithmeticError if not finite."""
-    values = work.method.arguments(work.values)
-    blocks, edge = work.blocks(), _edge(dtype)
-
-    def run(index: int) -> None:
-        start, stop = blocks[index]
-        tensors, base = work.tensors(read, start, stop)
-        own = {k: v.values[index] if isinstance(v, PerBlock) else v for k, v in numbers.items()}
-        merged = work.method.combine(tensors, **values, **own)
-        merged = (merged if base is None else merged.add_(base)).reshape(-1)
-        # the extremes tell of all: rounding keeps their order, and NaN is either's neighbour
-        low, high = merged.aminmax()
-        if not -edge < low.item() <= high.item() < edge:
-            raise ArithmeticError
-        out[start:stop].copy_(merged if out.dtype == dtype else merged.to(dtype))
-
-    for taken in over(pool, run, range(len(blocks))):
-        if taken:
-            yield blocks[taken - 1][1]
+def _fill(filling: Filling, index: int, start: int, stop: int) -> bool:
+    """Merge one block; whether it is finite."""
+    work, numbers = filling.work, filling.numbers
+    tensors, base = work.tensors(filling.read, start, stop)
+    own = {k: v.values[index] if isinstance(v, PerBlock) else v for k, v in numbers.items()}
+    merged = work.method.combine(tensors, **work.method.arguments(work.values), **own)
+    merged = (merged if base is None else merged.add_(base)).reshape(-1)
+    # the extremes tell of all: rounding keeps their order, and NaN is either's neighbour
+    low, high = merged.aminmax()
+    edge, out = _edge(filling.dtype), filling.out
+    if not -edge < low.item() <= high.item() < edge:
+        return False
+    out[start:stop].copy_(merged if out.dtype == filling.dtype else merged.to(filling.dtype))
+    return True
 
 
 def _edge(dtype: torch.dtype) -> float:
@@ -303,37 +305,3 @@ def _edge(dtype: torch.dtype) -> float:
     """
     info = torch.finfo(dtype)
     return info.max + ldexp(info.eps, frexp(info.max)[1] - 2)
-
-
-@contextmanager
-def pooled(device: str) -> Iterator[ThreadPoolExecutor]:
-    """One thread a core, each on its own blocks; a GPU is driven by one."""
-    _keep_freed_memory()
-    count = cores() if device == "cpu" else 1
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)  # this thread adds up results, and must not fight the workers
-    with ThreadPoolExecutor(count, initializer=_enter_thread) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)  # a worker's setting is later threads' default
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Have glibc keep what blocks free for the blocks that follow.
-
-    It would give buffers of a megabyte back to the system at once, and zeroing fresh pages takes
-    five times as long as the arithmetic does. At most 64 MB a thread stay.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(M_MMAP_THRESHOLD, 4 << 20)
-        mallopt(M_TRIM_THRESHOLD, 64 << 20)
-
-
-def _enter_thread() -> None:
-    torch.set_num_threads(1)  # blocks are the parallelism
-    torch.set_grad_enabled(False)  # a thread's own mode, and this thread ends with the pool

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from merging import templates
-from merging.blocks import cores
 from merging.errors import MergeError
 from merging.library import Loaded
+from merging.threads import cores
 
 MAX_NEW_TOKENS = 1024
 MAX_CONTEXT = 4096

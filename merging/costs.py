@@ -12,11 +12,12 @@ from typing import Protocol
 import torch
 
 from merging import hub
-from merging.blocks import BLOCK, Work, combine, cores, measure, pooled, slices
+from merging.blocks import BLOCK, Work, slices, whole
 from merging.library import chat_dtype
 from merging.notes import Note
 from merging.pairing import Step
 from merging.plan import Plan
+from merging.threads import cores, pooled
 
 SMALL = 1024
 """Elements of a tensor that costs no more than its handling."""
@@ -104,7 +105,7 @@ def seconds(plan: Plan) -> float | None:
         return 0.0
     largest = max(steps, key=lambda step: step.size)
     block = min(BLOCK, largest.size)
-    width = 1 if plan.method.whole else min(cores(), -(-largest.size // block))
+    width = 1 if plan.method.whole else cores()
     with pooled("cpu") as pool:
         trial = _Trial(plan, largest, pool)
         try:
@@ -112,12 +113,8 @@ def seconds(plan: Plan) -> float | None:
             round = max(0.0, trial.best(block * width) - handling)
         except ArithmeticError:
             return None
-    return sum(handling + round * _rounds(step.size / block, width) for step in steps)
-
-
-def _rounds(blocks: float, width: int) -> float:
-    """How many times all cores take a block each: a small tensor keeps one of them busy."""
-    return blocks if blocks <= 1 else max(1.0, blocks / width)
+    rounds = sum(step.size for step in steps) / (block * width)
+    return handling * len(steps) / width + round * rounds
 
 
 class _Trial:
@@ -152,9 +149,7 @@ class _Trial:
             return slices(self.parents, 0, stop - start)
 
         start = time.perf_counter()
-        numbers = measure([(work, read)], self.pool)
-        for _ in combine(work, read, numbers, out, self.step.dtype, self.pool):
-            pass
+        whole(work, read, out, self.step.dtype, self.pool)
         return time.perf_counter() - start
 
 

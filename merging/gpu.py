@@ -186,7 +186,7 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
     dtype = chat_dtype(library.device)
     elements = sum(step.size for step in decided.steps)
     library.make_room(elements * dtype.itemsize if dtype else decided.size)
-    live = Live(device=library.device, dtype=dtype)
+    live = Live(device=library.device, dtype=dtype, like=library.like)
     parents = " ".join(f"{p.name} {p.stamp}" for p in job.parents)
     parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
     tally: Mapping[str, int] = {}
@@ -196,7 +196,7 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
         if time.monotonic() - shown > EVERY:
             shown = time.monotonic()
             yield progress
-    library.publish(job.identity, Loaded.of(live.model, live.tokenizer))
+    library.publish(job.identity, Loaded.of(live.model, live.tokenizer, live.mould))
     yield Merged(job.identity, time.monotonic() - start, tally)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from merging.building import build
 from merging.companions import copy_companions
 from merging.errors import MergeError
 from merging.merge import Numbers
-from merging.sinks import build
 from merging.sources import Local
 
 SHARE = 0.7
@@ -26,15 +26,20 @@ SHARE = 0.7
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that can chat, with its tokenizer. Never changed once it is in a library."""
+    """A model that can chat, with its tokenizer. Never changed once it is in a library.
+
+    Those of one `mould` differ in nothing but the values of their weights.
+    """
 
     model: Any
     tokenizer: Any
     size: int
+    mould: str = ""
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any) -> "Loaded":
-        return cls(model, tokenizer, sum(p.numel() * p.itemsize for p in model.parameters()))
+    def of(cls, model: Any, tokenizer: Any, mould: str = "") -> "Loaded":
+        size = sum(p.numel() * p.itemsize for p in model.parameters())
+        return cls(model, tokenizer, size, mould)
 
 
 def prepare() -> None:
@@ -139,6 +144,11 @@ class Library:
         with self.lock:
             self.shelf[key] = loaded
             self.shelf.move_to_end(key)
+
+    def like(self, mould: str) -> Loaded | None:
+        """A model of that mould, if there is one."""
+        with self.lock:
+            return next((m for m in self.shelf.values() if m.mould == mould), None)
 
     def numbers(self, parents: str) -> Numbers:
         """What merges measured on the same parents, so that the next one need not."""

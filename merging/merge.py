@@ -15,21 +15,17 @@ import torch
 from torch import Tensor
 
 from merging import blocks
-from merging.blocks import (
-    Reader,
-    Work,
-    aligned,
-    combine,
-    measure,
-    measuring,
-    pooled,
-    slices,
-)
+from merging.blocks import Filling, Part, Reader, Work, aligned, combine, measure, slices
 from merging.errors import MergeError
 from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
 from merging.sources import Adapter, Checkpoint, Local, Remote, Source, arrived, fetch
+from merging.threads import pooled
+
+TOGETHER = 1 << 24
+"""Elements: tensors are merged together until they have so many, so that small ones, too, keep all
+cores busy, and no more of them is under way than a stop may lose."""
 
 Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 """What `measure` found, by tensor and measured parameters; valid for one set of parents."""
@@ -57,6 +53,9 @@ class Sink(Protocol):
 
     def has(self, name: str) -> bool:
         """Whether the tensor is already there, from an earlier run."""
+
+    def part(self, name: str) -> Any:
+        """Tensors of equal parts may be under way at the same time."""
 
     def place(self, step: Step) -> Tensor:
         """Flat memory for the tensor, to be filled; any dtype that holds the step's values."""
@@ -125,7 +124,7 @@ def survey(
     with pooled("cpu") as pool:
         for step in plan.steps:
             if not step.copied and step.size:
-                found = blocks.summed(function, *_part(plan, step, "cpu"), pool)
+                found = blocks.summed(function, _part(plan, step, "cpu"), pool)
                 if not found.isfinite().all():
                     raise _not_finite(plan, step)
                 yield step.name, found
@@ -179,34 +178,62 @@ def _tensors(
             step.name, done + extra, total, share, moved / elapsed / 1e9, left, tally=dict(tally)
         )
 
-    for step in plan.steps:
-        if not sink.has(step.name):
-            out = sink.place(step)
-            if step.copied:
-                _copy(plan, step, out)
-            else:
-                for part in _step(plan, step, out, numbers, device, pool):
-                    yield at(step, part)
-                _count(plan, step, numbers, tally)
+    for group in _groups(plan, sink):
+        there = [step for step in group if sink.has(step.name)]
+        missing = [step for step in group if step not in there]
+        done += sum(step.size for step in there)
+        for part in _fill(plan, missing, sink, numbers, device, pool):
+            yield at(group[0], part)
+        for step in missing:
             sink.done(step.name)
-        done += step.size
-        yield at(step, 0)
+            _count(plan, step, numbers, tally)
+            done += step.size
+        yield at(group[-1], 0)
 
 
-def _step(
-    plan: Plan, step: Step, out: Tensor, numbers: Numbers, device: str, pool: ThreadPoolExecutor
+def _groups(plan: Plan, sink: Sink) -> Iterator[list[Step]]:
+    """The steps in order, as many at a time as may be under way together."""
+    group: list[Step] = []
+    for step in plan.steps:
+        full = sum(other.size for other in group) + step.size > TOGETHER
+        if group and (full or sink.part(step.name) != sink.part(group[0].name)):
+            yield group
+            group = []
+        group.append(step)
+    if group:
+        yield group
+
+
+def _fill(
+    plan: Plan,
+    steps: Sequence[Step],
+    sink: Sink,
+    numbers: Numbers,
+    device: str,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[int]:
-    work, read = _part(plan, step, device)
-    key = _key(plan, step)
-    if key not in numbers:
-        numbers[key] = measure([(work, read)], pool)
+    """Fill the sink's tensors; yields how many of their elements are merged."""
+    places = {step.name: sink.place(step) for step in steps}
+    for step in steps:
+        if step.copied:
+            _copy(plan, step, places[step.name])
+    merged = [step for step in steps if not step.copied]
+    parts = {step.name: _part(plan, step, device) for step in merged}
+    unknown = {_key(plan, step): parts[step.name] for step in merged}
+    unknown = {key: part for key, part in unknown.items() if key not in numbers}
+    if unknown:
+        found = blocks.returned(measure([[part] for part in unknown.values()], pool))
+        numbers.update(zip(unknown, found, strict=True))
+    fillings = [
+        Filling(*parts[s.name], numbers[_key(plan, s)], places[s.name], s.dtype) for s in merged
+    ]
     try:
-        yield from combine(work, read, numbers[key], out, step.dtype, pool)
+        yield from combine(fillings, pool)
     except ArithmeticError as error:
-        raise _not_finite(plan, step) from error
+        raise _not_finite(plan, merged[error.args[0]]) from error
 
 
-def _part(plan: Plan, step: Step, device: str) -> tuple[Work, Reader]:
+def _part(plan: Plan, step: Step, device: str) -> Part:
     work = Work(plan.method, step.values, plan.based, step.size, blocks.BLOCK, step.shape)
     return work, _reader(plan, step, device)
 
@@ -225,17 +252,17 @@ def _as_one(
     keys = tuple(_key(plan, step) for step in steps)
     if keys not in numbers:
         parts = [_part(plan, step, device) for step in steps]
-        numbers[keys] = yield from _going_over(plan, parts, pool)
+        (numbers[keys],) = yield from _going_over(plan, parts, pool)
     return dict.fromkeys(keys, numbers[keys])
 
 
 def _going_over(
-    plan: Plan, parts: Sequence[tuple[Work, Reader]], pool: ThreadPoolExecutor
-) -> Generator[Progress, None, dict[str, Any]]:
+    plan: Plan, parts: Sequence[Part], pool: ThreadPoolExecutor
+) -> Generator[Progress, None, list[dict[str, Any]]]:
     """Progress starts anew with each pass over the model: their number is the method's affair."""
     start, total, gone = time.monotonic(), sum(work.size for work, _ in parts), 0
     size = plan.size
-    passes = measuring(parts, pool)
+    passes = measure([parts], pool)
     try:
         while True:
             gone += next(passes)
@@ -246,12 +273,12 @@ def _going_over(
             share = done / total
             yield Progress("the whole model", done, total, share, speed / 1e9, left, "measure")
     except StopIteration as end:
-        found: dict[str, Any] = end.value
+        found: list[dict[str, Any]] = end.value
         return found
 
 
 def _count(plan: Plan, step: Step, numbers: Numbers, tally: Counter[str]) -> None:
-    if plan.method.outcome and step.size:
+    if plan.method.outcome and step.size and not step.copied:
         tally[plan.method.outcome(**numbers[_key(plan, step)])] += 1
 
 

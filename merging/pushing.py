@@ -153,6 +153,9 @@ class _Shards:
     def has(self, name: str) -> bool:
         return self.folder.has(name)
 
+    def part(self, name: str) -> str:
+        return self.folder.part(name)
+
     def place(self, step: "Step") -> Tensor:
         return self.folder.place(step)
 

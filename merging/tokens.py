@@ -6,6 +6,7 @@ It reads JSON and has the library `tokenizers` check what it makes; it knows no 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ LARGEST = 1 << 22
 """No token has this number, so that a broken file cannot ask for all memory there is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Words:
-    """A fast tokenizer as its tokenizer.json says it.
+    """A fast tokenizer as its tokenizer.json says it, never changed.
 
     `numbers` are the ids of all its tokens as the library `tokenizers` gives them.
     """
@@ -48,13 +49,20 @@ def load(folder: Path, name: str) -> Words | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
+    facts = path.stat()
     try:
-        return words(path.read_text(encoding="utf-8"))
+        return _read(path, facts.st_mtime_ns, facts.st_size)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MergeError(
             f"{name}: its tokenizer.json cannot be read ({error!r}): "
             "fetch the model again, or choose another."
         ) from error
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, changed: int, size: int) -> Words:  # noqa: ARG001  # a new file is another
+    """One file, kept: the next plan is most often of the same models."""
+    return words(path.read_text(encoding="utf-8"))
 
 
 def words(text: str) -> Words:

@@ -29,7 +29,7 @@ from merging.sinks import Folder, Live
 from tests.conftest import WEIGHTS, changed, loaded, recipe, written
 
 ROOT = Path(__file__).parents[1]
-LOOP = sys.modules["merging.blocks"]
+LOOP, MERGE, THREADS = (sys.modules[f"merging.{name}"] for name in ("blocks", "merge", "threads"))
 Pico = dict[str, Path]
 
 
@@ -59,7 +59,7 @@ def test_any_number_of_threads_gives_the_same_bytes(
     decided = plan(recipe(name, parents, **base))
     files = set()
     for count in (1, 2, 5):
-        monkeypatch.setattr(LOOP, "cores", lambda count=count: count)
+        monkeypatch.setattr(THREADS, "cores", lambda count=count: count)
         run(decided, tmp_path / str(count))
         files.add((tmp_path / str(count) / WEIGHTS).read_bytes())
     assert len(files) == 1
@@ -96,9 +96,25 @@ def test_progress_is_monotone_and_ends_at_one(pico: Pico, tmp_path: Path) -> Non
     assert all(p.seconds_left >= 0 and p.gb_per_s >= 0 for p in seen)
 
 
+@pytest.mark.parametrize("together", [1, 5_000, 1 << 24])
+def test_what_is_merged_together_does_not_show(
+    together: int, pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tensor after the other, some or all at once: the same bytes, and every tensor counted."""
+    whole = run(ties(pico), tmp_path / "whole")
+    monkeypatch.setattr(MERGE, "TOGETHER", together)
+    *_, last = merge(ties(pico), Folder(tmp_path / "out", shard=16_000))
+    found = loaded(tmp_path / "out")
+    assert last.done == last.total and len(list((tmp_path / "out").glob("model-*"))) > 1
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
 @pytest.mark.parametrize("after", [1, 5, 20])
-def test_stopping_leaves_nothing(after: int, pico: Pico, tmp_path: Path) -> None:
+def test_stopping_leaves_nothing(
+    after: int, pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Closing the generator, early or late, leaves neither OUT_DIR nor a partial."""
+    monkeypatch.setattr(MERGE, "TOGETHER", 1)  # so that one tensor is merged after the other
     steps = merge(ties(pico), Folder(tmp_path / "out"))
     for _ in range(after):
         next(steps)
@@ -128,10 +144,11 @@ def test_a_killed_merge_goes_on(pico: Pico, tmp_path: Path) -> None:
     recipe_file, out = tmp_path / "r.yaml", tmp_path / "out"
     recipe_file.write_text(written("ties", [pico["a"], pico["c"]], base_model=pico["base"]))
     script = textwrap.dedent(f"""
-        import time
+        import sys, time
         from pathlib import Path
         from merging import Recipe, merge, plan
         from merging.sinks import Folder
+        sys.modules["merging.merge"].TOGETHER = 1  # one tensor after the other
         decided = plan(Recipe.from_yaml(Path({str(recipe_file)!r}).read_text()))
         for count, _ in enumerate(merge(decided, Folder({str(out)!r}, shard=16_000))):
             if count == 14:

@@ -214,3 +214,54 @@ def test_other_cuts_under_the_same_names_are_not_continued(decided: Plan, tmp_pa
     found, wanted = loaded(tmp_path / "out"), loaded(tmp_path / "tried")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_model_after_another_is_as_a_new_one(pico: Pico) -> None:
+    """A second merge of the same parents copies the first one's object, with its own weights."""
+    first = run(plan(recipe("linear", [pico["a"], pico["c"]])), Live())
+    chosen = plan(recipe("slerp", [pico["a"], pico["c"]], parameters={"t": 0.3}))
+    asked: list[str] = []
+
+    def like(mould: str) -> Live | None:
+        asked.append(mould)
+        return first if mould == first.mould else None
+
+    second, new = run(chosen, Live(like=like)), run(chosen, Live())
+    assert asked == [first.mould] == [second.mould]
+    assert second.tokenizer is first.tokenizer and second.model is not first.model
+    weights, own = new.model.state_dict(), second.model.state_dict()
+    assert own.keys() == weights.keys()
+    assert all(torch.equal(own[name], weights[name]) for name in weights)
+    shared = {p.data_ptr() for p in first.model.parameters()}
+    assert not shared & {p.data_ptr() for p in second.model.parameters()}
+    assert not any(p.requires_grad for p in second.model.parameters())
+    ids = torch.arange(12).view(1, -1)
+    assert torch.equal(second.model(ids).logits, new.model(ids).logits)
+    assert not torch.equal(second.model(ids).logits, first.model(ids).logits)
+
+
+def test_tied_heads_stay_tied_in_a_copy(pico: Pico, tmp_path: Path) -> None:
+    """One parameter under two names is one parameter again."""
+    tied = [
+        changed(pico[n], tmp_path / n, tensors={"lm_head.weight": None},
+                config={"tie_word_embeddings": True})
+        for n in ("a", "c")
+    ]  # fmt: skip
+    first = run(plan(recipe("linear", tied)), Live())
+    chosen = plan(recipe("slerp", tied, parameters={"t": 0.3}))
+    second = run(chosen, Live(like=lambda _: first))
+    assert second.tokenizer is first.tokenizer
+    head, embedding = (second.model.lm_head.weight, second.model.model.embed_tokens.weight)
+    assert head is embedding
+
+
+@pytest.mark.parametrize("differs", ["template", "dtype", "vocabulary"])
+def test_another_mould_is_another_model(differs: str, pico: Pico) -> None:
+    """Whatever the tokenizer, the config or the weights' type decide makes another mould."""
+    first = run(plan(recipe("linear", [pico["a"], pico["c"]])), Live())
+    if differs == "vocabulary":
+        other = run(plan(recipe("linear", [pico["a"], pico["b"]])), Live())
+    else:
+        options = {"template": {"chat_template": "chatml"}, "dtype": {"dtype": "float32"}}[differs]
+        other = run(plan(recipe("linear", [pico["a"], pico["c"]], **options)), Live())
+    assert other.mould != first.mould

@@ -5,7 +5,7 @@ The rules are mergekit's: trim per tensor, weights before the vote, division by 
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Annotated
 
 import torch
@@ -82,10 +82,7 @@ def elect(weighted: Sequence[Tensor], draw: bool = True) -> Tensor:
     >>> elect([torch.tensor([1.0, -2.0, 3.0]), torch.tensor([-1.0, 1.0, 0.0])])
     tensor([ 1., -1.,  1.])
     """
-    total = weighted[0].clone()
-    for entries in weighted[1:]:
-        total.add_(entries)
-    return total.sign_().add_(0.5 if draw else -0.5).sign_()
+    return reduce(torch.add, weighted).sign().add_(0.5 if draw else -0.5).sign_()
 
 
 def agreeing(entries: Tensor, sign: Tensor) -> Tensor:
@@ -106,13 +103,13 @@ def disjoint_merge(
     >>> disjoint_merge([one, other], elect([one, other]), [1, 1], True)
     tensor([ 2., -2.])
     """
-    total, share = torch.zeros_like(sign), torch.zeros_like(sign)
-    for entries, w in zip(weighted, weight, strict=True):
-        own = agreeing(entries, sign)
+    total, *others = [agreeing(entries, sign) for entries in weighted]
+    share = times(total.sign(), weight[0]) if normalize else None
+    for own, w in zip(others, weight[1:], strict=True):
         total.add_(own)
-        if normalize:
+        if share is not None:
             share.add_(own.sign_(), alpha=w)
-    if normalize:
+    if share is not None:
         total.div_(_no_zero(share, weight))
     return total.mul_(sign)
 

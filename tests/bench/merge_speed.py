@@ -49,8 +49,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from merging import methods
-from merging.blocks import cores
 from merging.methods import Method, Number
+from merging.threads import cores
 from tests.slow.memory import Seen, spent, watched
 from tests.slow.memory import merge as merge_watched
 

@@ -33,7 +33,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((), (0,), (1,), (7,), (4, 0), (1, 1), (5, 3), (2, 3, 4), (130, 17))
 BLOCKS = (7, 32, 1 << 20)
 ROUNDING = 2.0**-21
-LOOP = sys.modules["merging.blocks"]
+THREADS = sys.modules["merging.threads"]
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.load_profile("fixed")
@@ -235,7 +235,7 @@ def test_threads_do_not_show(
     values = drawn(method, len(models), rng)
     results = []
     for count in (1, 2, 5):
-        monkeypatch.setattr(LOOP, "cores", lambda count=count: count)
+        monkeypatch.setattr(THREADS, "cores", lambda count=count: count)
         results.append(merged(method, models, base, values, block=1 << 16))
     assert same(results[0], results[1])
     assert same(results[0], results[2])

@@ -34,7 +34,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CASES: list[dict[str, Any]] = json.loads((GOLDEN / "variants.json").read_text())["cases"]
 PAPER, PEFT = variants("ties")["paper"], variants("ties")["peft"]
 ROUNDING = 2.0**-22
-LOOP, MERGE = sys.modules["merging.blocks"], sys.modules["merging.merge"]
+LOOP, MERGE, THREADS = (sys.modules[f"merging.{name}"] for name in ("blocks", "merge", "threads"))
 Pico = dict[str, Path]
 Tensors = dict[str, torch.Tensor]
 
@@ -197,7 +197,7 @@ def test_the_whole_is_measured_once(
     assert len(numbers) == 1
     stronger = paper(pico, parameters={"lambda": 1.7})
     with monkeypatch.context() as patched:
-        patched.setattr(MERGE, "measuring", lambda *_: pytest.fail("measured again"))
+        patched.setattr(MERGE, "measure", lambda *_: pytest.fail("measured again"))
         again = made(stronger, tmp_path / "again", numbers)
     fresh = made(stronger, tmp_path / "fresh")
     assert all(torch.equal(again[n], fresh[n]) for n in fresh)
@@ -240,7 +240,7 @@ def test_blocks_and_threads_do_not_show(
     files = set()
     for block, count in ((1 << 18, 1), (97, 2), (1000, 5)):
         monkeypatch.setattr(LOOP, "BLOCK", block)
-        monkeypatch.setattr(LOOP, "cores", lambda count=count: count)
+        monkeypatch.setattr(THREADS, "cores", lambda count=count: count)
         made(paper(pico), tmp_path / str(block))
         files.add((tmp_path / str(block) / WEIGHTS).read_bytes())
     assert len(files) == 1
