@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from merging import vocabulary
+from merging.figures import sampled, slices_of
 from merging.methods import Method
 from merging.methods._method import BlockFunction, Ordered, PerBlock, Sampled
 from merging.threads import over, pooled
@@ -260,41 +261,64 @@ def _spread(jobs: Sequence[Job]) -> list[Job]:
     return found
 
 
-def combine(fillings: Sequence[Filling], pool: ThreadPoolExecutor) -> Iterator[int]:
+def combine(
+    fillings: Sequence[Filling],
+    pool: ThreadPoolExecutor,
+    samples: Sequence[list[Tensor]] | None = None,
+) -> Iterator[int]:
     """Fill the tensors, all in one; yields how many of their elements are done, now and then.
 
+    `samples` has a list for each tensor, to which slices of some of its blocks are added: (slices,
+    vectors, elements), as a `figures.Sample` has them.
     ArithmeticError with the place of the first that is not finite, the order being theirs.
     """
-    tasks = [(p, i, at) for p, f in enumerate(fillings) for i, at in enumerate(f.work.blocks())]
+    tasks = [
+        (place, index, block, rows)
+        for place, filling in enumerate(fillings)
+        for index, block, rows in _sampling(filling.work.blocks(), samples is not None)
+    ]
 
-    def run(task: tuple[int, int, Block]) -> tuple[int, bool]:
-        place, index, block = task
-        return place, _fill(fillings[place], index, *block)
+    def run(task: tuple[int, int, Block, int]) -> tuple[int, Tensor | None]:
+        place, index, block, rows = task
+        return place, _fill(fillings[place], index, block, rows)
 
-    def take(result: tuple[int, bool]) -> None:
-        place, finite = result
-        if not finite:
+    def take(result: tuple[int, Tensor | None]) -> None:
+        place, sample = result
+        if sample is None:
             raise ArithmeticError(place)
+        if samples is not None and len(sample):
+            samples[place].append(sample)
 
-    ends = [0, *accumulate(stop - start for _, _, (start, stop) in tasks)]
-    for taken in over(pool, run, tasks, take):
-        yield ends[taken]
+    ends = [0, *accumulate(stop - start for _, _, (start, stop), _ in tasks)]
+    for count in over(pool, run, tasks, take):
+        yield ends[count]
 
 
-def _fill(filling: Filling, index: int, start: int, stop: int) -> bool:
-    """Merge one block; whether it is finite."""
-    work, numbers = filling.work, filling.numbers
-    tensors, base = work.tensors(filling.read, start, stop)
+def _sampling(blocks: Sequence[Block], wanted: bool) -> Iterator[tuple[int, Block, int]]:
+    """Each block with its place, and the slices that are taken of it."""
+    rows = sampled([stop - start for start, stop in blocks]) if wanted else {}
+    for index, block in enumerate(blocks):
+        yield index, block, rows.get(index, 0)
+
+
+def _fill(filling: Filling, index: int, block: Block, rows: int) -> Tensor | None:
+    """Merge one block; returns a sample of so many slices, or None if it is not finite."""
+    work, method, dtype = filling.work, filling.work.method, filling.dtype
+    tensors, base = work.tensors(filling.read, *block)
+    numbers = filling.numbers
     own = {k: v.values[index] if isinstance(v, PerBlock) else v for k, v in numbers.items()}
-    merged = work.method.combine(tensors, **work.method.arguments(work.values), **own)
+    some = [slices_of(t, rows).clone() for t in tensors] if rows else []  # before they are changed
+    merged = method.combine(tensors, **method.arguments(work.values), **own).contiguous()
+    if rows:
+        some += [*(method.keep(some, **own) if method.keep else ()), slices_of(merged, rows)]
+    sample = torch.stack(some, 1) if rows else torch.empty(0)
     merged = (merged if base is None else merged.add_(base)).reshape(-1)
     # the extremes tell of all: rounding keeps their order, and NaN is either's neighbour
     low, high = merged.aminmax()
-    edge, out = _edge(filling.dtype), filling.out
-    if not -edge < low.item() <= high.item() < edge:
-        return False
-    out[start:stop].copy_(merged if out.dtype == filling.dtype else merged.to(filling.dtype))
-    return True
+    if not -_edge(dtype) < low.item() <= high.item() < _edge(dtype):
+        return None
+    filling.out[slice(*block)].copy_(merged if filling.out.dtype == dtype else merged.to(dtype))
+    return sample
 
 
 def _edge(dtype: torch.dtype) -> float:

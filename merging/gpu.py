@@ -11,14 +11,16 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import spaces
 
 from merging import templates
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
+from merging.figures import estimated
 from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent
-from merging.merge import Progress, default_device, merge
+from merging.merge import Progress, Samples, default_device, merge
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.sinks import Live
@@ -68,11 +70,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Merged:
-    """A merge is ready to chat. `seconds` is 0 where it was found; `tally` counts outcomes."""
+    """A merge is ready to chat. `seconds` is 0 where it was found; `tally` counts outcomes.
+
+    `figures` are those of the whole model, as `figures.estimated` has them; none where it was found.
+    """
 
     identity: str
     seconds: float
     tally: Mapping[str, int]
+    figures: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,13 +197,26 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
     parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
     tally: Mapping[str, int] = {}
     shown = 0.0
-    for progress in merge(decided, live, library.numbers(parents), device=library.device):
+    samples: Samples = {}
+    numbers = library.numbers(parents)
+    for progress in merge(decided, live, numbers, samples=samples, device=library.device):
         tally = progress.tally
         if time.monotonic() - shown > EVERY:
             shown = time.monotonic()
             yield progress
     library.publish(job.identity, Loaded.of(live.model, live.tokenizer, live.mould))
-    yield Merged(job.identity, time.monotonic() - start, tally)
+    took = time.monotonic() - start
+    yield Merged(job.identity, took, tally, _figures(decided, samples))
+
+
+def _figures(decided: Plan, samples: Samples) -> Mapping[str, Any] | None:
+    """By the models' names; none where slices have different models."""
+    steps = {step.sources for step in decided.steps if step.name in samples}
+    if len(steps) != 1:
+        return None
+    (places,) = steps
+    models = [decided.sources[n].name for n in places]
+    return estimated([*samples.values()], models[: len(models) - decided.based])
 
 
 def _borrow(library: Library, place: Place):  # type: ignore[no-untyped-def]  # a context manager

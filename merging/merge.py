@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from merging import blocks
 from merging.blocks import Filling, Part, Reader, Work, aligned, combine, measure, slices
 from merging.errors import MergeError
+from merging.figures import Sample
 from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
@@ -29,6 +30,10 @@ cores busy, and no more of them is under way than a stop may lose."""
 
 Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 """What `measure` found, by tensor and measured parameters; valid for one set of parents."""
+
+
+Samples = MutableMapping[str, Sample]
+"""What the figures are estimated from, by tensor."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +88,27 @@ def checked_device(device: str) -> str:
 
 
 def merge(
-    plan: Plan, sink: Sink, numbers: Numbers | None = None, *, device: str = "cpu"
+    plan: Plan,
+    sink: Sink,
+    numbers: Numbers | None = None,
+    *,
+    samples: Samples | None = None,
+    device: str = "cpu",
 ) -> Iterator[Progress]:
     """Carry out a plan; the sink is published when the iterator ends.
 
-    Parents that are not on this machine are fetched first. Raises MergeError for values that are
-    not finite and for a sink without room; the sink is then abandoned, as when the iterator is
-    closed early.
+    `numbers` that are there are not measured again, new ones are added; with `samples`, those of
+    every tensor are taken on the way. Parents that are not on this machine are fetched first.
+    Raises MergeError for values that are not finite and for a sink without room; the sink is then
+    abandoned, as when the iterator is closed early.
     """
     checked_device(device)
     plan = yield from fetched(plan)
     sink.begin(plan)
     try:
         with pooled(device) as pool:
-            yield from _tensors(plan, sink, numbers if numbers is not None else {}, device, pool)
+            run = _Run(plan, sink, {} if numbers is None else numbers, samples, device, pool)
+            yield from _tensors(run)
         sink.finish()
     except MergeError:
         sink.abandon(keep=False)  # it would fail again
@@ -161,11 +173,22 @@ def bring(
     return [arrived(source, here) for source in sources]
 
 
-def _tensors(
-    plan: Plan, sink: Sink, numbers: Numbers, device: str, pool: ThreadPoolExecutor
-) -> Iterator[Progress]:
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a merge needs."""
+
+    plan: Plan
+    sink: Sink
+    numbers: Numbers
+    samples: Samples | None
+    device: str
+    pool: ThreadPoolExecutor
+
+
+def _tensors(run: _Run) -> Iterator[Progress]:
+    plan, sink = run.plan, run.sink
     if plan.method.scope == "model":
-        numbers = yield from _as_one(plan, numbers, device, pool)
+        run = replace(run, numbers=(yield from _as_one(run)))
     start, tally = time.monotonic(), Counter[str]()
     total, done, size = sum(step.size for step in plan.steps) or 1, 0, plan.size
 
@@ -182,11 +205,11 @@ def _tensors(
         there = [step for step in group if sink.has(step.name)]
         missing = [step for step in group if step not in there]
         done += sum(step.size for step in there)
-        for part in _fill(plan, missing, sink, numbers, device, pool):
+        for part in _fill(run, missing):
             yield at(group[0], part)
         for step in missing:
             sink.done(step.name)
-            _count(plan, step, numbers, tally)
+            _count(plan, step, run.numbers, tally)
             done += step.size
         yield at(group[-1], 0)
 
@@ -196,7 +219,8 @@ def _groups(plan: Plan, sink: Sink) -> Iterator[list[Step]]:
     group: list[Step] = []
     for step in plan.steps:
         full = sum(other.size for other in group) + step.size > TOGETHER
-        if group and (full or sink.part(step.name) != sink.part(group[0].name)):
+        apart = group and sink.part(step.name) != sink.part(group[0].name)
+        if group and (full or apart or _computed(plan, step) or _computed(plan, group[-1])):
             yield group
             group = []
         group.append(step)
@@ -204,33 +228,33 @@ def _groups(plan: Plan, sink: Sink) -> Iterator[list[Step]]:
         yield group
 
 
-def _fill(
-    plan: Plan,
-    steps: Sequence[Step],
-    sink: Sink,
-    numbers: Numbers,
-    device: str,
-    pool: ThreadPoolExecutor,
-) -> Iterator[int]:
+def _fill(run: _Run, steps: Sequence[Step]) -> Iterator[int]:
     """Fill the sink's tensors; yields how many of their elements are merged."""
-    places = {step.name: sink.place(step) for step in steps}
+    plan, numbers = run.plan, run.numbers
+    places = {step.name: run.sink.place(step) for step in steps}
     for step in steps:
         if step.copied:
             _copy(plan, step, places[step.name])
     merged = [step for step in steps if not step.copied]
-    parts = {step.name: _part(plan, step, device) for step in merged}
-    unknown = {_key(plan, step): parts[step.name] for step in merged}
-    unknown = {key: part for key, part in unknown.items() if key not in numbers}
+    keys = [_key(plan, step) for step in merged]
+    parts = [_part(plan, step, run.device) for step in merged]
+    unknown = {key: part for key, part in zip(keys, parts, strict=True) if key not in numbers}
     if unknown:
-        found = blocks.returned(measure([[part] for part in unknown.values()], pool))
+        found = blocks.returned(measure([[part] for part in unknown.values()], run.pool))
         numbers.update(zip(unknown, found, strict=True))
     fillings = [
-        Filling(*parts[s.name], numbers[_key(plan, s)], places[s.name], s.dtype) for s in merged
+        Filling(*part, numbers[key], places[step.name], step.dtype)
+        for part, key, step in zip(parts, keys, merged, strict=True)
     ]
+    slices: list[list[Tensor]] = [[] for _ in merged]
     try:
-        yield from combine(fillings, pool)
+        yield from combine(fillings, run.pool, None if run.samples is None else slices)
     except ArithmeticError as error:
         raise _not_finite(plan, merged[error.args[0]]) from error
+    for step, found in zip(merged, slices, strict=True):
+        if run.samples is not None and found:
+            models = len(step.sources) - plan.based
+            run.samples[step.name] = Sample(torch.cat(found).cpu(), step.size, models)
 
 
 def _part(plan: Plan, step: Step, device: str) -> Part:
@@ -244,15 +268,14 @@ def _key(plan: Plan, step: Step) -> tuple[Any, ...]:
     return plan.method.name, plan.method.variant, step.reads, step.sources, step.shape, *measured
 
 
-def _as_one(
-    plan: Plan, numbers: Numbers, device: str, pool: ThreadPoolExecutor
-) -> Generator[Progress, None, Numbers]:
+def _as_one(run: _Run) -> Generator[Progress, None, Numbers]:
     """Measure all tensors as one vector; each of them then has the same numbers."""
+    plan, numbers = run.plan, run.numbers
     steps = [step for step in plan.steps if not step.copied]
     keys = tuple(_key(plan, step) for step in steps)
     if keys not in numbers:
-        parts = [_part(plan, step, device) for step in steps]
-        (numbers[keys],) = yield from _going_over(plan, parts, pool)
+        parts = [_part(plan, step, run.device) for step in steps]
+        (numbers[keys],) = yield from _going_over(plan, parts, run.pool)
     return dict.fromkeys(keys, numbers[keys])
 
 
@@ -301,11 +324,20 @@ def _reader(plan: Plan, step: Step, device: str) -> Reader:
     return lambda start, stop: aligned([t() for t in tensors], rows, base, device, start, stop)
 
 
+def _computed(plan: Plan, step: Step) -> bool:
+    """Whether a parent has to compute the tensor, and then keeps it while it is merged alone."""
+    return any(_changes(source, name) for source, name in _parents(plan, step))
+
+
+def _changes(source: Local, name: str) -> bool:
+    return isinstance(source, Adapter) and name in source.changes
+
+
 def _held(source: Local, name: str) -> Callable[[], Tensor]:
     """Gives the tensor: a view of a mapped file costs nothing to hold, what an adapter changes is
     computed, and a reader for each tensor of a model must not hold it.
     """
-    if isinstance(source, Adapter) and name in source.changes:
+    if _changes(source, name):
         return partial(source.read, name)
     values = source.read(name)
     return lambda: values

@@ -111,6 +111,7 @@ class Method:
     whole: bool
     outcome: Callable[..., str] | None
     refuse: Callable[..., str | None] | None
+    keep: Callable[..., Sequence[Tensor]] | None
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """YAML names to Python's: `lambda` is `lambda_`."""
@@ -135,11 +136,13 @@ def method(  # noqa: PLR0913  # a declaration: each argument is one fact about t
     whole: bool = False,
     outcome: Callable[..., str] | None = None,
     refuse: Callable[..., str | None] | None = None,
+    keep: Callable[..., Sequence[Tensor]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register `combine` under its name and variant, and give it back unchanged.
 
     `outcome(**numbers)` names what happened to a tensor, for tallies; `refuse(**parameters)` says
     what is wrong with a combination of values, or None. `whole` hands over shaped whole tensors.
+    `keep(tensors, **numbers)` is what a method that trims leaves of each, for the figures.
     """
 
     def register(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -149,7 +152,7 @@ def method(  # noqa: PLR0913  # a declaration: each argument is one fact about t
             combine.__name__, variant, title, help, paper, space, base, models,
             tuple(_parameter(p) for p in positional), combine,
             measure, tuple(inspect.signature(measure).parameters) if measure else (),
-            scope, whole, outcome, refuse,
+            scope, whole, outcome, refuse, keep,
         )  # fmt: skip
         return combine
 

@@ -269,6 +269,18 @@ def trim_each(
     return [trim(d, at, left) for d, at, left in zip(deltas, threshold, spares, strict=True)]
 
 
+def keep(
+    deltas: Sequence[Tensor],
+    *,
+    threshold: Sequence[int],
+    spare: Sequence[int | None] | None = None,
+    **_others: object,
+) -> list[Tensor]:
+    """What is left of each delta, of any shape, by the numbers of a method that trims."""
+    trimmed = trim_each([d.flatten() for d in deltas], threshold, spare)
+    return [t.view_as(d) for t, d in zip(trimmed, deltas, strict=True)]
+
+
 def _kth(counts: Tensor, wanted: Sequence[int]) -> tuple[list[int], list[int]]:
     """Per row: the bin that holds the `wanted`-th largest, and how many lie in bins above it."""
     bins, above = [], []

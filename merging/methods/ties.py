@@ -53,6 +53,7 @@ def sums(deltas: Sequence[Tensor], threshold: Sequence[int]) -> Tensor:
     base="required",
     models=(1, 3),
     measure=measure,
+    keep=_trim.keep,
 )
 def ties(  # noqa: PLR0913  # five parameters as mergekit has them, three numbers
     deltas: Sequence[Tensor],

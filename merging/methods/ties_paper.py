@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merging.methods._method import BlockFunction, Number, method
-from merging.methods._trim import thresholds, trim_each
+from merging.methods._trim import keep, thresholds, trim_each
 from merging.methods.ties import disjoint_merge, elect
 
 
@@ -49,6 +49,7 @@ def measure(density: Sequence[float]) -> Generator[BlockFunction, Tensor, dict[s
     base="required",
     models=(1, 3),
     measure=measure,
+    keep=keep,
     scope="model",
 )
 def ties(

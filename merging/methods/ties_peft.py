@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merging.methods._method import BlockFunction, Number, Ordered, Sampled, method
-from merging.methods._trim import exactly, trim_each
+from merging.methods._trim import exactly, keep, trim_each
 from merging.methods.ties import agreeing, elect
 
 
@@ -40,6 +40,7 @@ def measure(
     base="required",
     models=(1, 3),
     measure=measure,
+    keep=keep,
 )
 def ties(
     deltas: Sequence[Tensor],

@@ -163,4 +163,12 @@ def _before(messages: tuple[Mapping[str, str], ...], asked: str) -> tuple[Mappin
 def _merged(event: gpu.Merged) -> str:
     tally = " and ".join(f"{count} {what}" for what, count in event.tally.items())
     took = f"Merged in {event.seconds:.2f} s" if event.seconds else "Merged before, found again"
-    return took + (f" · {tally} tensors" if tally else "")
+    return took + (f" · {tally} tensors" if tally else "") + _lie(event.figures)
+
+
+def _lie(figures: Mapping[str, Any] | None) -> str:
+    """How two parents, or their deltas, lie to each other, with twice the sample's error."""
+    if not figures or len(figures["cosine"]) != 1 or figures["conflict"] is None:
+        return ""
+    value, error = (each["cosine"][0]["value"] for each in (figures, figures["error"]))
+    return f" · cosine {value:.2f} ± {2 * error:.2f} · signs differ in {figures['conflict']:.0%}"
