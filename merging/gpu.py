@@ -72,7 +72,7 @@ class Job:
 class Merged:
     """A merge is ready to chat. `seconds` is 0 where it was found; `tally` counts outcomes.
 
-    `figures` are those of the whole model, as `figures.estimated` has them; none where it was found.
+    `figures` are the whole model's, as `figures.estimated` has them; None where it was found.
     """
 
     identity: str
