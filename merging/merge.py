@@ -16,7 +16,7 @@ from torch import Tensor
 
 from merging import blocks
 from merging.blocks import Reader, Work, added, aligned, combine, measure, measuring, pooled, slices
-from merging.errors import MergeError
+from merging.errors import MergeError, StalledError
 from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
@@ -90,8 +90,8 @@ def merge(
         with pooled(device) as pool:
             yield from _tensors(plan, sink, numbers if numbers is not None else {}, device, pool)
         sink.finish()
-    except MergeError:
-        sink.abandon(keep=False)  # it would fail again
+    except MergeError as error:
+        sink.abandon(keep=isinstance(error, StalledError))  # any other would come again
         raise
     except BaseException:
         sink.abandon(keep=True)

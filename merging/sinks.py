@@ -3,12 +3,15 @@
 Folder knows files and writes with json and tokenizers alone; Live builds the model's class.
 """
 
+import errno
 import json
 import os
 import shutil
 import struct
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from merging.companions import write_companions
-from merging.errors import MergeError
+from merging.errors import MergeError, StalledError
 from merging.headers import DTYPES
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 SHARD = 5 * 10**9
 """Bytes in one file at most, as transformers and the Hub like them."""
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+IDENTITY = "[0-9a-f]" * 16
+"""As a glob: a folder that ends otherwise is somebody's own."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 """In which the official writer lays types out: the widest first, so that all stay aligned."""
 
@@ -40,8 +46,8 @@ class Folder:
 
     Tensors are filled in place in files of their final size, mapped into memory, inside
     `OUT_DIR.partial-<identity>`; the folder gets its name when it is complete. A run that was
-    killed is continued from its complete files. `at_once` is how many files are there at one time,
-    where somebody takes them away as they come.
+    killed is continued from its complete files. All files are there from the start, so that nobody
+    takes their room; `at_once` is how many of them, where somebody takes them away as they come.
     """
 
     def __init__(
@@ -52,7 +58,7 @@ class Folder:
         shard: int = SHARD,
         at_once: int | None = None,
     ) -> None:
-        self.path, self.replace, self.shard = Path(path).absolute(), replace, shard
+        self.path, self.replace, self.shard = Path(path).resolve(), replace, shard
         self.at_once = at_once
 
     def begin(self, plan: "Plan") -> None:
@@ -65,21 +71,34 @@ class Folder:
                 raise MergeError(
                     f"{other} is what is left of another merge: remove it, or continue that one."
                 )
+        if self.path.exists():  # else the former result is all that there is
+            self._clear_old()
         self.files = _shards(plan.steps, self.shard)
         self.file_of = {s.name: file for file, steps in self.files.items() for s in steps}
         self.shards: dict[str, _Shard] = {}
         written = [f for f, steps in self.files.items() if _holds(self.partial / f, steps)]
         self.complete = {step.name for file in written for step in self.files[file]}
-        sizes = [_bytes(s) for file, s in self.files.items() if file not in written]
-        self._check_disk(sum(sorted(sizes, reverse=True)[: self.at_once]))
         try:
-            self.partial.mkdir(parents=True, exist_ok=True)
-            for stray in set(self.partial.iterdir()) - {self.partial / f for f in written}:
-                stray.unlink()  # of a run with another shard size
-        except OSError as error:
+            self._take_room(written)
+        except BaseException as error:
+            with suppress(OSError):
+                self.abandon(keep=True)
+            if not isinstance(error, OSError):
+                raise
             raise MergeError(
                 f"{self.path} cannot be written ({error.strerror}): choose another folder."
             ) from error
+
+    def _take_room(self, written: "Sequence[str]") -> None:
+        """For all files that are not written, once what a killed run had taken is given back."""
+        for stray in set(self.partial.glob("*")) - {self.partial / f for f in written}:
+            stray.unlink()  # or of a run with another shard size
+        missing = {file: steps for file, steps in self.files.items() if file not in written}
+        self._check_disk(sum(sorted(map(_bytes, missing.values()), reverse=True)[: self.at_once]))
+        self.partial.mkdir(parents=True, exist_ok=True)
+        if self.at_once is None:
+            for file, steps in missing.items():
+                self.shards[file] = _Shard(self.partial / file, steps)
 
     def _check_place(self) -> None:
         """OUT_DIR must be free, or a former result that may go."""
@@ -87,6 +106,8 @@ class Folder:
             return
         if not self.replace:
             raise MergeError(f"{self.path} exists: choose another folder, or add --replace.")
+        if not self.path.is_dir():
+            raise MergeError(f"{self.path} is no folder: choose another name.")
         folders = {part.folder for source in self.plan.sources for part in source.parts}
         if any(folder.resolve().is_relative_to(self.path.resolve()) for folder in folders):
             raise MergeError(f"{self.path} holds one of the parents: choose another folder.")
@@ -117,13 +138,24 @@ class Folder:
                 del self.shards[file]
 
     def finish(self) -> None:
-        self.write_index()
-        write_companions(self.plan, self.partial)
-        old = self.path.with_name(f"{self.path.name}.old-{self.plan.identity}")
+        """Raises StalledError where the disk has filled up, or OUT_DIR has come up, meanwhile."""
+        with told_if_full(self.path):
+            self.write_index()
+            write_companions(self.plan, self.partial)
+        try:
+            self._check_place()
+        except MergeError as error:
+            raise StalledError(str(error)) from error
         if self.path.exists():
-            self.path.rename(old)
+            self._clear_old()
+            self.path.rename(self.path.with_name(f"{self.path.name}.old-{self.plan.identity}"))
         self.partial.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+        self._clear_old()
+
+    def _clear_old(self) -> None:
+        """Former results that were replaced: a killed run may have left one beside its own."""
+        for old in self.path.parent.glob(f"{escape(self.path.name)}.old-{IDENTITY}"):
+            shutil.rmtree(old, ignore_errors=True)
 
     def abandon(self, *, keep: bool) -> None:
         """`keep` complete shards, by which the same merge can go on; else leave nothing."""
@@ -140,6 +172,20 @@ class Folder:
         index = {"metadata": {"total_size": self.plan.size}, "weight_map": self.file_of}
         text = json.dumps(index, indent=2)
         (self.partial / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def told_if_full(path: Path) -> Iterator[None]:
+    """Raises StalledError where a disk has no room for the files beside the weights."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StalledError(
+            f"{path} has its weights, and the disk no room for the small files beside them "
+            f"({error.strerror}): free some space and run the same merge again."
+        ) from error
 
 
 def _shards(steps: "Sequence[Step]", limit: int) -> dict[str, list["Step"]]:
@@ -213,9 +259,9 @@ class _Shard:
 
 def _reserve(path: Path, head: bytes, size: int) -> None:
     """A file of its final size: a full disk is found now, not after an hour."""
-    with path.open("wb") as file:
-        file.write(head)
+    with path.open("wb", buffering=0) as file:  # closing must not write, and fail, once more
         try:
+            file.write(head)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
