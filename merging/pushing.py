@@ -166,6 +166,7 @@ class _Shards:
         with told_if_full(self.folder.path):
             self.folder.write_index()
             write_public_companions(self.folder.plan, self.folder.partial)
+        self.folder.let_go()
 
     def abandon(self, *, keep: bool) -> None:  # noqa: ARG002  # merging again costs less than disk
         self.folder.abandon(keep=False)

@@ -25,6 +25,11 @@ from merging.companions import write_companions
 from merging.errors import MergeError, StalledError
 from merging.headers import DTYPES
 
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once are the user's own care
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -37,6 +42,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 IDENTITY = "[0-9a-f]" * 16
 """As a glob: a folder that ends otherwise is somebody's own."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCK = -1
 ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 """In which the official writer lays types out: the widest first, so that all stay aligned."""
 
@@ -60,6 +66,7 @@ class Folder:
     ) -> None:
         self.path, self.replace, self.shard = Path(path).resolve(), replace, shard
         self.at_once = at_once
+        self.hold: int | None = None
 
     def begin(self, plan: "Plan") -> None:
         """Raises MergeError if OUT_DIR exists, for another merge half-done, and a full disk."""
@@ -76,10 +83,8 @@ class Folder:
         self.files = _shards(plan.steps, self.shard)
         self.file_of = {s.name: file for file, steps in self.files.items() for s in steps}
         self.shards: dict[str, _Shard] = {}
-        written = [f for f, steps in self.files.items() if _holds(self.partial / f, steps)]
-        self.complete = {step.name for file in written for step in self.files[file]}
         try:
-            self._take_room(written)
+            self._take_room()
         except BaseException as error:
             with suppress(OSError):
                 self.abandon(keep=True)
@@ -89,13 +94,19 @@ class Folder:
                 f"{self.path} cannot be written ({error.strerror}): choose another folder."
             ) from error
 
-    def _take_room(self, written: "Sequence[str]") -> None:
+    def _take_room(self) -> None:
         """For all files that are not written, once what a killed run had taken is given back."""
+        if self.partial.is_dir():
+            self.hold = _alone(self.partial)
+        written = [f for f, steps in self.files.items() if _holds(self.partial / f, steps)]
+        self.complete = {step.name for file in written for step in self.files[file]}
         for stray in set(self.partial.glob("*")) - {self.partial / f for f in written}:
             stray.unlink()  # or of a run with another shard size
         missing = {file: steps for file, steps in self.files.items() if file not in written}
         self._check_disk(sum(sorted(map(_bytes, missing.values()), reverse=True)[: self.at_once]))
         self.partial.mkdir(parents=True, exist_ok=True)
+        if self.hold is None:
+            self.hold = _alone(self.partial)
         if self.at_once is None:
             for file, steps in missing.items():
                 self.shards[file] = _Shard(self.partial / file, steps)
@@ -150,6 +161,7 @@ class Folder:
             self._clear_old()
             self.path.rename(self.path.with_name(f"{self.path.name}.old-{self.plan.identity}"))
         self.partial.rename(self.path)
+        self.let_go()
         self._clear_old()
 
     def _clear_old(self) -> None:
@@ -159,11 +171,20 @@ class Folder:
 
     def abandon(self, *, keep: bool) -> None:
         """`keep` complete shards, by which the same merge can go on; else leave nothing."""
-        for shard in getattr(self, "shards", {}).values():
+        if self.hold is None:
+            return  # another run's, or nobody's
+        for shard in self.shards.values():
             shard.drop()
-        partial = getattr(self, "partial", None)
-        if partial and partial.is_dir() and not (keep and any(partial.glob("*.safetensors"))):
-            shutil.rmtree(partial)
+        if self.partial.is_dir() and not (keep and any(self.partial.glob("*.safetensors"))):
+            shutil.rmtree(self.partial)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Nothing is written any more: another run may have the folder."""
+        if self.hold not in (None, NO_LOCK):
+            fcntl.flock(self.hold, fcntl.LOCK_UN)  # closing is not enough where a child has it too
+            os.close(self.hold)
+        self.hold = None
 
     def write_index(self) -> None:
         """Writes which tensor is in which file, if they are several."""
@@ -172,6 +193,27 @@ class Folder:
         index = {"metadata": {"total_size": self.plan.size}, "weight_map": self.file_of}
         text = json.dumps(index, indent=2)
         (self.partial / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _alone(folder: Path) -> int:
+    """A handle by which this run alone has a folder, until it lets go or is killed.
+
+    Raises MergeError if another run has it: both would fill the same files.
+    """
+    if fcntl is None:
+        return NO_LOCK
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise MergeError(
+            f"{folder} is being written by another run of this merge: wait for its end."
+        ) from error
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return NO_LOCK
+    return handle
 
 
 @contextmanager

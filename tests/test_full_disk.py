@@ -19,6 +19,7 @@ from merging.errors import MergeError, StalledError
 from merging.plan import Plan
 from merging.sinks import Folder
 from tests.conftest import recipe, written
+from tests.forks import Forks
 
 PAGE = 4096
 SHARD = 8_000
@@ -129,13 +130,16 @@ def test_no_room_for_the_small_files(
     assert [path.name for path in root.iterdir()] == ["out"]
 
 
-def test_what_a_killed_run_had_taken_counts_as_free(disk: Disk, decided: Plan) -> None:
+def test_what_a_killed_run_had_taken_counts_as_free(
+    disk: Disk, decided: Plan, command: list[str]
+) -> None:
     """Its files under way hold the whole disk, and the next run starts them anew."""
     root = disk(26 * PAGE)
-    Folder(root / "out", shard=SHARD).begin(decided)
+    with Forks() as forks:
+        forks.run([*command, root / "out"], root / "out", call=12)
+    assert len(list(root.glob("*/*.draft"))) == 8 and not kept(root)
     assert shutil.disk_usage(root).free < decided.size
-    for _ in merge(decided, Folder(root / "out", shard=SHARD)):
-        pass
+    assert main([*command, str(root / "out")]) == 0
     assert len(kept(root)) == 8 and [path.name for path in root.iterdir()] == ["out"]
 
 
