@@ -20,7 +20,8 @@ from merging.merge import Progress, default_device, fetched, merge, survey
 from merging.methods import Number, methods, variants
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
-from merging.sinks import SHARD, Folder
+from merging.shards import SHARD
+from merging.sinks import Folder
 from merging.sources import open_source
 from merging.yaml_text import MAX_BYTES
 

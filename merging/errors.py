@@ -11,3 +11,7 @@ class MergeError(Exception):
 
 class AccessError(MergeError):
     """A model that is there, perhaps, and not for this user: gated, private, or a login too old."""
+
+
+class StalledError(MergeError):
+    """What is in the way now need not be later: a full disk. The same merge goes on from there."""

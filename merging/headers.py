@@ -7,7 +7,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ PACKED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 """Types that only quantised weights and their scales have."""
 HEADER_CAP = 25_000_000
 """Bytes; the largest header that safetensors itself reads."""
+SIZE_CAP, RANK_CAP = 2**63 - 1, 64
+"""Elements, zeros not counted, and dimensions: what torch can hold, if only empty."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 SPARE = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|\.(inv_freq|masked_bias)$")
@@ -59,7 +61,8 @@ def read_header(
     if not 2 <= length <= HEADER_CAP or 8 + length > size:
         raise MergeError(f"{where} is not a whole safetensors file ({size} bytes): fetch it again.")
     try:
-        header = json.loads(read(8, 8 + length))
+        header = json.loads(read(8, 8 + length).decode("utf-8"), object_pairs_hook=_once)
+        _check_metadata(header.get("__metadata__"))
         entries = {k: v for k, v in header.items() if k != "__metadata__"}
         packed = next((v["dtype"] for v in entries.values() if v["dtype"] in PACKED), None)
         spans = sorted((*v["data_offsets"], k) for k, v in entries.items())
@@ -81,13 +84,28 @@ def read_header(
     return {k: TensorInfo(DTYPES[v["dtype"]], tuple(v["shape"]), file) for k, v in entries.items()}
 
 
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two entries under one key, readers take the one or the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key that is there twice")
+    return found
+
+
+def _check_metadata(written: Any) -> None:
+    if written and not all(isinstance(v, str) for v in written.values()):
+        raise ValueError("__metadata__ that is no text")
+
+
 def _check_span(entry: Mapping[str, Any], first: int, last: int, end: int) -> None:
     if entry["dtype"] in PACKED:
         return
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']} cannot be merged")
-    if any(not isinstance(n, int) or n < 0 for n in entry["shape"]):
-        raise ValueError(f"shape {entry['shape']}")
+    if any(type(n) is not int or n < 0 for n in (*entry["shape"], first, last)):
+        raise ValueError("sizes that are no whole numbers")
+    if len(entry["shape"]) > RANK_CAP or math.prod(n for n in entry["shape"] if n) > SIZE_CAP:
+        raise ValueError(f"shape {str(entry['shape'])[:40]}")
     wanted = math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
     if first != end or last - first != wanted:
         raise ValueError("offsets do not fit the shapes")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from merging import blocks
 from merging.blocks import Filling, Part, Reader, Work, aligned, combine, measure, slices
-from merging.errors import MergeError
+from merging.errors import MergeError, StalledError
 from merging.figures import Sample
 from merging.hub import Token
 from merging.pairing import Step
@@ -110,8 +110,8 @@ def merge(
             run = _Run(plan, sink, {} if numbers is None else numbers, samples, device, pool)
             yield from _tensors(run)
         sink.finish()
-    except MergeError:
-        sink.abandon(keep=False)  # it would fail again
+    except MergeError as error:
+        sink.abandon(keep=isinstance(error, StalledError))  # any other would come again
         raise
     except BaseException:
         sink.abandon(keep=True)

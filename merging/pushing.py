@@ -24,7 +24,7 @@ from merging.hub import Token
 from merging.hub.publish import Sending, Target, begin, commit
 from merging.merge import Progress, fetched, merge
 from merging.plan import Plan
-from merging.sinks import Folder
+from merging.sinks import Folder, told_if_full
 
 if TYPE_CHECKING:
     from merging.pairing import Step
@@ -166,8 +166,10 @@ class _Shards:
             self.ready.append(self.folder.partial / file)
 
     def finish(self) -> None:
-        self.folder.write_index()
-        write_public_companions(self.folder.plan, self.folder.partial)
+        with told_if_full(self.folder.path):
+            self.folder.write_index()
+            write_public_companions(self.folder.plan, self.folder.partial)
+        self.folder.let_go()
 
     def abandon(self, *, keep: bool) -> None:  # noqa: ARG002  # merging again costs less than disk
         self.folder.abandon(keep=False)

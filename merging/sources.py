@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from merging import adapters, hub
 from merging.errors import AccessError, MergeError
@@ -67,11 +67,19 @@ class Checkpoint:
         return self.folder
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor in its own dtype and shape; do not write into it."""
+        """The tensor in its own dtype and shape; do not write into it.
+
+        Raises MergeError for a file that is no longer what its header was.
+        """
         file = self.tensors[name].file
-        if file not in self.handles:
-            self.handles[file] = safe_open(self.folder / file, framework="pt")
-        values: torch.Tensor = self.handles[file].get_tensor(name)
+        try:
+            if file not in self.handles:
+                self.handles[file] = safe_open(self.folder / file, framework="pt")
+            values: torch.Tensor = self.handles[file].get_tensor(name)
+        except SafetensorError as error:
+            raise MergeError(
+                f"{self.name}: {file} cannot be read ({error}): fetch it again."
+            ) from error
         return values
 
 

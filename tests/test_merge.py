@@ -187,6 +187,27 @@ def test_anothers_partial_is_refused(pico: Pico, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [other]
 
 
+def test_one_merge_is_not_written_twice_at_once(
+    pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run of a merge that is under way is refused and disturbs nothing; what the first
+    one leaves when it is stopped, or has ended, is free again.
+    """
+    monkeypatch.setattr(MERGE, "TOGETHER", 1)
+    steps = merge(ties(pico), Folder(tmp_path / "out", shard=16_000))
+    for _ in range(14):
+        next(steps)
+    [partial] = tmp_path.glob("out.partial-*")
+    before = sorted(partial.iterdir())
+    assert {path.suffix for path in before} == {".draft", ".safetensors"}
+    with pytest.raises(MergeError, match=r"being written by another run .*: wait for its end"):
+        run(ties(pico), tmp_path / "out")
+    assert sorted(partial.iterdir()) == before
+    steps.close()  # type: ignore[attr-defined]  # as above
+    assert equal(run(ties(pico), tmp_path / "out"), run(ties(pico), tmp_path / "alone"))
+    run(ties(pico), tmp_path / "out", replace=True)
+
+
 def test_numbers_are_kept_and_used(
     pico: Pico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,3 +265,68 @@ def test_another_mould_is_another_model(differs: str, pico: Pico) -> None:
         options = {"template": {"chat_template": "chatml"}, "dtype": {"dtype": "float32"}}[differs]
         other = run(plan(recipe("linear", [pico["a"], pico["c"]], **options)), Live())
     assert other.mould != first.mould
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_killed_replacement_left_goes(there: bool, decided: Plan, tmp_path: Path) -> None:
+    """A former result beside OUT_DIR goes with the next merge, whichever that is, and whether
+    OUT_DIR had its name already or not; folders that only look alike stay.
+    """
+    old, own = tmp_path / "out.old-0123456789abcdef", tmp_path / "out.old-of-mine"
+    for folder in (old, own, *([tmp_path / "out"] if there else [])):
+        folder.mkdir()
+        (folder / WEIGHTS).touch()
+    run(decided, Folder(tmp_path / "out", replace=True))
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "out", own]
+    assert loaded(tmp_path / "out") and (own / WEIGHTS).is_file()
+
+
+def test_the_former_result_stays_while_there_is_no_other(decided: Plan, tmp_path: Path) -> None:
+    """Killed between two renames, and stopped when run again: the only whole result is kept."""
+    old = tmp_path / "out.old-0123456789abcdef"
+    old.mkdir()
+    steps = merge(decided, Folder(tmp_path / "out"))
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]  # merge is a generator
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_folder_that_comes_up_meanwhile_is_not_replaced(decided: Plan, tmp_path: Path) -> None:
+    """What another program makes of OUT_DIR's name stays, and the merge is not lost either."""
+    out = tmp_path / "out"
+    steps = merge(decided, Folder(out))
+    next(steps)
+    out.mkdir()
+    (out / "theirs").touch()
+    with pytest.raises(MergeError, match=r"out exists: .*add --replace"):
+        list(steps)
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+    [partial] = tmp_path.glob("out.partial-*")
+    written = (partial / WEIGHTS).stat()
+    run(decided, Folder(out, replace=True))
+    assert (out / WEIGHTS).stat().st_ino == written.st_ino
+    assert (out / WEIGHTS).stat().st_mtime_ns == written.st_mtime_ns
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_is_not_replaced(decided: Plan, tmp_path: Path) -> None:
+    """`--replace` is for folders: a file of that name may be anything."""
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(MergeError, match="out is no folder"):
+        run(decided, Folder(tmp_path / "out", replace=True))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_leads_to_the_result(there: bool, decided: Plan, tmp_path: Path) -> None:
+    """OUT_DIR may be a link to another disk: the merge is made there, and the link stays."""
+    (tmp_path / "disk").mkdir()
+    if there:
+        (tmp_path / "disk" / "merge").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "merge")
+    steps = merge(decided, Folder(tmp_path / "out", replace=True))
+    next(steps)
+    assert list((tmp_path / "disk").glob("merge.partial-*"))
+    list(steps)
+    assert (tmp_path / "out").is_symlink() and loaded(tmp_path / "disk" / "merge")
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["merge"]

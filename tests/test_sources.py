@@ -27,8 +27,13 @@ def header(data: bytes) -> dict[str, TensorInfo]:
 
 
 def made(entries: Any, body: int = 0) -> bytes:
-    text = json.dumps(entries).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(body)
+    return written(json.dumps(entries), body=body)
+
+
+def written(text: str, encoding: str = "utf-8", body: int = 4) -> bytes:
+    """A file whose header is this very text."""
+    data = text.encode(encoding)
+    return struct.pack("<Q", len(data)) + data + bytes(body)
 
 
 def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
@@ -75,6 +80,10 @@ def test_folders_can_be_forbidden(name: str, pico: Pico) -> None:
         open_source(name.format(folder=pico["a"]), folders=False)
 
 
+TWICE = f"""{{"a": {json.dumps(entry())}, "a": {json.dumps(entry())}}}"""
+"""Which of the two counts is the reader's choice."""
+
+
 def test_a_good_header() -> None:
     """The reader agrees with the official writer."""
     assert header(GOOD) == {
@@ -104,6 +113,28 @@ def test_a_good_header() -> None:
         made({"a": entry(dtype="C64", offsets=(0, 8))}, 8),
         made({"a": entry(offsets=(0, 2, 4))}, 4),
         made({"a": entry(offsets=("0", "4"))}, 4),
+        made({"a": entry(offsets=(0.0, 4.0))}, 4),
+        made({"a": entry(offsets=(-4, 0))}),
+        made({"a": entry(offsets=(4, 0))}, 4),
+        made({"a": entry(offsets=(2**70, 2**70 + 4))}, 4),
+        made({"a": entry(), "b": entry(offsets=(2, 6))}, 6),
+        made({"a": entry(), "b": entry(offsets=(-4, 0))}, 4),
+        made({"a": entry(), "b": entry(shape=(0,), offsets=(2, 2))}, 4),
+        made({"a": entry(), "b": entry(shape=(0,), offsets=(9, 9))}, 4),
+        made({"a": entry(shape=(2**62, 2**62, 0), offsets=(0, 0))}),
+        made({"a": entry(shape=(0, 2**63), offsets=(0, 0))}),
+        made({"a": entry(shape=(True,))}, 4),
+        made({"a": entry(shape=None)}, 4),
+        made({"a": entry(shape=(9,) * 2_000_000)}, 4),
+        made({"a": entry(dtype="BF16")}, 4),
+        made({"a": entry(dtype="I64")}, 4),
+        made({"a": entry(), "__metadata__": {"format": 1}}, 4),
+        made({"a": entry(), "__metadata__": ["pt"]}, 4),
+        written(TWICE),
+        written(TWICE.replace('"a"', '"__metadata__"')),
+        written(json.dumps({"a": entry()}).replace('"shape"', '"dtype": "F32", "shape"')),
+        written("\ufeff" + json.dumps({"a": entry()})),
+        written(json.dumps({"a": entry()}), "utf-16"),
         made({"a": 3}, 4),
         GOOD[:-1],
         GOOD + b"x",
@@ -113,6 +144,34 @@ def test_a_bad_header(data: bytes) -> None:
     """Headers that lie about sizes, places, types or themselves are told with the file's name."""
     with pytest.raises(MergeError, match=r"model: f .*[Ff]etch it again"):
         header(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"a": entry() | {"more": float("nan")}}),
+        json.dumps({"a": entry()}).replace("[0,", "[-0,"),
+        json.dumps({"\ud800": entry()}),
+    ],
+)
+def test_what_only_safetensors_minds(text: str, tmp_path: Path) -> None:
+    """Python's JSON lets it through: reading the tensor tells it by the same sentence."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / WEIGHTS).write_bytes(written(text))
+    source = open_source(str(tmp_path))
+    assert isinstance(source, Checkpoint)
+    with pytest.raises(MergeError, match=rf"{WEIGHTS} cannot be read .*: fetch it again"):
+        source.read(next(iter(source.tensors)))
+
+
+def test_a_file_that_is_cut_after_the_plan(pico: Pico, tmp_path: Path) -> None:
+    """Its header was whole when the merge was decided: reading it says so, in one sentence."""
+    folder = changed(pico["a"], tmp_path / "a")
+    source = open_source(str(folder))
+    assert isinstance(source, Checkpoint)
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1])
+    with pytest.raises(MergeError, match=rf"{WEIGHTS} cannot be read .*: fetch it again"):
+        source.read("model.norm.weight")
 
 
 def test_quantised_types_are_named() -> None:
