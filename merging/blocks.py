@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging import vocabulary
 from merging.figures import sampled, slices_of
 from merging.methods import Method
 from merging.methods._method import BlockFunction, Ordered, PerBlock, Sampled
 from merging.threads import over, pooled
+from merging.vocabulary import Matched
 
 BLOCK = 1 << 18
 """Elements: 1 MB in float32, so that the few buffers of a method stay in the cache.
@@ -119,23 +119,12 @@ def slices(tensors: Sequence[Tensor], start: int, stop: int, device: str = "cpu"
     return [t[start:stop].to(device=device, dtype=torch.float32, copy=True) for t in tensors]
 
 
-def aligned(
-    tensors: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    base: int | None,
-    device: str,
-    start: int,
-    stop: int,
-) -> list[Tensor]:
-    width = tensors[0][0].numel() if len(tensors[0]) else 1
+def aligned(matched: Matched, start: int, stop: int, device: str) -> list[Tensor]:
+    """The same of tensors whose rows are matched by token."""
+    width = matched.width
     first, last = start // width, -(-stop // width)
-    found = vocabulary.gather(tensors, [r[first:last] for r in rows], base)
-    beyond = rows[0][first:last] == vocabulary.PAD
-    if bool(beyond.any()):
-        for values, mean in zip(found, vocabulary.mean_row(tensors, rows, base), strict=True):
-            values[beyond] = mean
     cut = slice(start - first * width, stop - first * width)
-    return [f.reshape(-1)[cut].to(device, copy=True) for f in found]
+    return [f.reshape(-1)[cut].to(device, copy=True) for f in matched.read(first, last)]
 
 
 def whole(

@@ -23,6 +23,7 @@ from merging.pairing import Step
 from merging.plan import Plan, with_sources
 from merging.sources import Adapter, Checkpoint, Local, Remote, Source, arrived, fetch
 from merging.threads import pooled
+from merging.vocabulary import Matched
 
 TOGETHER = 1 << 24
 """Elements: tensors are merged together until they have so many, so that small ones, too, keep all
@@ -321,7 +322,8 @@ def _reader(plan: Plan, step: Step, device: str) -> Reader:
     rows = [plan.vocabulary.rows[name] for name in names]
     other = names.index(plan.donor.name) if plan.donor.name in names else None
     base = len(parents) - 1 if plan.based else other
-    return lambda start, stop: aligned([t() for t in tensors], rows, base, device, start, stop)
+    matched = Matched(tensors, rows, base)
+    return lambda start, stop: aligned(matched, start, stop, device)
 
 
 def _computed(plan: Plan, step: Step) -> bool:

@@ -5,8 +5,9 @@ It holds row numbers and moves rows; it knows no files, and leaves tokenizers to
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -30,7 +31,7 @@ class Vocabulary:
     """The merged model's tokens, in the numbers of the model `donor`.
 
     `rows[model]` is int64 (size,): that model's row, -1 if it has none, or PAD. `added` are the
-    tokens the donor lacks and who has them; `words` the merged tokenizer.
+    tokens the donor lacks and who has them; `words` the merged tokenizer. Never changed.
     """
 
     donor: str
@@ -39,7 +40,7 @@ class Vocabulary:
     added: Mapping[str, tuple[str, ...]]
     words: Words
 
-    @property
+    @cached_property
     def tokenizer(self) -> str:
         """The text of tokenizer.json."""
         return json.dumps(self.words.content, ensure_ascii=False)
@@ -59,6 +60,19 @@ def align(
     Padding rows, which no token uses, stay; further ones bring the size to a multiple of `pad`.
     Raises MergeError for tokenizers that cannot be united.
     """
+    return _align(tuple(tokenizers.items()), tuple(sizes.items()), donor, union, pad)
+
+
+@lru_cache(maxsize=2)
+def _align(
+    words: tuple[tuple[str, Words], ...],
+    limits: tuple[tuple[str, int], ...],
+    donor: str,
+    union: bool,
+    pad: int,
+) -> Vocabulary:
+    """Kept, since the next merge is most often of the same models: a large one takes seconds."""
+    tokenizers, sizes = dict(words), dict(limits)
     owners = tokens.lacking(tokenizers, donor) if union else {}
     merged = tokens.united(tokenizers, donor, owners)
     size = max(sizes[donor], max(merged.numbers.values(), default=-1) + 1)
@@ -78,6 +92,40 @@ def _rows(merged: Words, own: Words, size: int, limit: int, donor: bool) -> torc
     found = torch.tensor([find(token, -1) for token in merged.numbers], dtype=torch.int64)
     rows[numbers] = found.where(found < limit, -1)
     return rows
+
+
+@dataclass(frozen=True)
+class Matched:
+    """One tensor of several models, row by row in the merged order.
+
+    `tensors` give each model's, `rows` are its numbers in the Vocabulary, and `base` is the place of
+    the model whose rows stand in where another has none.
+    """
+
+    tensors: Sequence[Callable[[], torch.Tensor]]
+    rows: Sequence[torch.Tensor]
+    base: int | None
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+        first = self.tensors[0]()
+        return first[0].numel() if len(first) else 1
+
+    def read(self, first: int, last: int) -> list[torch.Tensor]:
+        """Each model's rows from one to another, float32 copies."""
+        rows = [r[first:last] for r in self.rows]
+        found = gather([t() for t in self.tensors], rows, self.base)
+        beyond = rows[0] == PAD
+        if bool(beyond.any()):
+            for values, mean in zip(found, self.mean, strict=True):
+                values[beyond] = mean
+        return found
+
+    @cached_property
+    def mean(self) -> list[torch.Tensor]:
+        """What stands in rows of PAD: once, since blocks and passes want it again."""
+        return mean_row([t() for t in self.tensors], self.rows, self.base)
 
 
 def gather(
