@@ -98,7 +98,7 @@ def _rows(merged: Words, own: Words, size: int, limit: int, donor: bool) -> torc
 class Matched:
     """One tensor of several models, row by row in the merged order.
 
-    `tensors` give each model's, `rows` are its numbers in the Vocabulary, and `base` is the place of
+    `tensors` give each model's, `rows` are its numbers in the Vocabulary, `base` is the place of
     the model whose rows stand in where another has none.
     """
 
