@@ -1,6 +1,7 @@
 """Measures merges of synthetic models into a folder; knows the command line and no formula.
 
     python tests/bench/merge_speed.py [--millions 135] [--mergekit PYTHON] [--method NAME ...]
+    python tests/bench/merge_speed.py --mistral LAYERS ... [--folder FOLDER]
 
 A base and two fine-tunes of it, random bf16 weights in a Llama's shapes, lie in a folder in memory
 (/dev/shm where there is one), and so does the result: no disk is measured. Each method merges them
@@ -22,6 +23,12 @@ ours is the faster: of the whole processes, and net of what either takes to impo
 else the machine does meanwhile is in the figures: they are for comparison within one run, and on a
 busy machine the seconds that cores worked (CPU s, of whole processes) say more than the clock.
 mergekit's peak is of its whole process, imports included, and so not above idle.
+
+With --mistral, the table is of memory: Mistral-7B's shapes in so many layers (the model has 32),
+random and the same in each layer, merged by TIES with its start values, on a disk, which is in the
+seconds. Model a has two tokens more than the others, as a fine-tune for ChatML has, so that
+vocabularies are united; tokenizers are BPE with 32,000 made-up pieces and 60,000 merges. Peaks
+that are equal show that memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -30,13 +37,15 @@ import argparse
 import json
 import os
 import shutil
+import string
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +53,7 @@ import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
@@ -61,19 +71,24 @@ PEER_COLUMNS = (
     "whole process s", "CPU s", "mergekit s", "mergekit CPU s", "mergekit peak MB", "ratio",
     "ratio net of imports",
 )  # fmt: skip
+MEMORY_COLUMNS = ("layers", "merged GB", "rows", "seconds", "GB/s", "peak MB above idle")
+CHATML = ("<|im_start|>", "<|im_end|>")
+SPECIAL = ("<unk>", "<s>", "</s>")
 PIECE, LENGTH = 1 << 20, 1 << 26
 """Bytes copied at a time, and by one task."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama with tied heads. `width` of its layers, `inner` of their MLPs."""
+    """A Llama. `width` of its layers, `inner` of their MLPs, `rows` of its embeddings and head."""
 
     width: int
     inner: int
     heads: int
     key_heads: int
     layers: int
+    rows: int = VOCABULARY
+    tied: bool = True
 
     @classmethod
     def of(cls, millions: float) -> Shape:
@@ -95,18 +110,26 @@ class Shape:
         }
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield "model.embed_tokens.weight", (VOCABULARY, self.width)
-        yield "model.norm.weight", (self.width,)
+        yield from self.outside()
         for i in range(self.layers):
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                yield f"model.layers.{i}.{norm}.weight", (self.width,)
-            for name, shape in self.matrices().items():
-                yield f"model.layers.{i}.{name}.weight", shape
+            yield from self.layer(i)
+
+    def outside(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield "model.embed_tokens.weight", (self.rows, self.width)
+        yield "model.norm.weight", (self.width,)
+        if not self.tied:
+            yield "lm_head.weight", (self.rows, self.width)
+
+    def layer(self, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"model.layers.{i}.{norm}.weight", (self.width,)
+        for name, shape in self.matrices().items():
+            yield f"model.layers.{i}.{name}.weight", shape
 
     def config(self) -> dict[str, Any]:
         return {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
-            "torch_dtype": "bfloat16", "vocab_size": VOCABULARY, "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16", "vocab_size": self.rows, "tie_word_embeddings": self.tied,
             "hidden_size": self.width, "intermediate_size": self.inner,
             "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
             "num_key_value_heads": self.key_heads,
@@ -115,7 +138,7 @@ class Shape:
 
 def make(root: Path, shape: Shape) -> int:
     """Write the three models; returns the parameters of one."""
-    base = {n: torch.randn(s).mul_(0.05).bfloat16() for n, s in shape.tensors()}
+    base = _random(shape.tensors())
     for name in NAMES:
         tensors = base if name == "base" else {n: _tuned(t) for n, t in base.items()}
         (root / name).mkdir()
@@ -124,10 +147,63 @@ def make(root: Path, shape: Shape) -> int:
     return sum(t.numel() for t in base.values())
 
 
+def _random(shapes: Iterator[tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]:
+    return {name: torch.randn(shape).mul_(0.05).bfloat16() for name, shape in shapes}
+
+
 def _tuned(base: Tensor) -> Tensor:
     """Changes of a fine-tune's kind: small, and most of them near zero."""
     noise = torch.randn(base.shape)
     return (base + noise.mul_(noise.abs()).mul_(0.002)).bfloat16()
+
+
+def make_mistral(root: Path, shape: Shape) -> None:
+    """Write the three models, layer by layer: here, too, memory does not grow with their number."""
+    outside, layer = _random(shape.outside()), _random(shape.layer(0))
+    for name in NAMES:
+        folder, more = root / name, CHATML if name == "a" else ()
+        folder.mkdir()
+        own = replace(shape, rows=shape.rows + len(more))
+        (folder / "config.json").write_text(json.dumps(own.config()))
+        tokenizer(shape.rows, more).save(str(folder / "tokenizer.json"))
+        tuned = name != "base"
+        about = {n: _grown(_tuned(t) if tuned else t, len(more)) for n, t in outside.items()}
+        _save(
+            folder,
+            shape.layers,
+            about,
+            {n: _tuned(t) for n, t in layer.items()} if tuned else layer,
+        )
+
+
+def _grown(tensor: Tensor, rows: int) -> Tensor:
+    """Further rows for embeddings and head, as random as the others."""
+    if tensor.dim() == 1 or not rows:
+        return tensor
+    return torch.cat([tensor, _tuned(torch.zeros(rows, tensor.shape[1]))])
+
+
+def _save(folder: Path, layers: int, outside: dict[str, Tensor], layer: dict[str, Tensor]) -> None:
+    """A file for each layer, equal but for its number, and one for what is outside them."""
+    files = {}
+    for i in range(layers + 1):
+        file = f"model-{i + 1:05}-of-{layers + 1:05}.safetensors"
+        own = {n.replace(".0.", f".{i - 1}."): t for n, t in layer.items()} if i else outside
+        save_file(own, folder / file, metadata={"format": "pt"})
+        files |= dict.fromkeys(own, file)
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def tokenizer(rows: int, more: Sequence[str]) -> Tokenizer:
+    """BPE whose pieces are all short strings of letters, each made of two others in two ways."""
+    words = chain.from_iterable(product(string.ascii_lowercase, repeat=n) for n in range(1, 5))
+    pieces = ["".join(word) for word in islice(words, rows - len(SPECIAL))]
+    cuts = [(p[:at], p[at:]) for p in pieces if len(p) > 1 for at in {1, len(p) - 1}]
+    vocab = {piece: i for i, piece in enumerate((*SPECIAL, *pieces))}
+    found = Tokenizer(models.BPE(vocab, cuts, unk_token=SPECIAL[0]))
+    found.add_special_tokens([*SPECIAL, *more])
+    return found
 
 
 def recipe(method: Method, root: Path) -> str:
@@ -229,30 +305,72 @@ def line(cells: list[str] | tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def memory_row(layers: int, folder: Path) -> list[str]:
+    """One line of the table of memory; what was made for it is gone afterwards."""
+    shape = _mistral(layers)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        root, file = Path(name), Path(name, "recipe.yaml")
+        make_mistral(root, shape)
+        file.write_text(recipe(methods()["ties"], root))
+        os.sync()  # what making them has left to write is not the merge's
+        seen = merge_watched([file, root / "out", "--device", "cpu"])
+        size = sum(f.stat().st_size for f in (root / "out").glob("*.safetensors"))
+        rows = json.loads((root / "out" / "config.json").read_text())["vocab_size"]
+    return [
+        f"{layers}", f"{size / 1e9:.2f}", f"{rows:,}", f"{seen.merge:.1f}",
+        f"{size * 4 / seen.merge / 1e9:.2f}", f"{seen.peak / 1e6:.0f}",
+    ]  # fmt: skip
+
+
+def _mistral(layers: int) -> Shape:
+    return Shape(4096, 14336, 32, 8, layers, 32_000, tied=False)
+
+
+def speed(given: argparse.Namespace, folder: Path) -> None:
+    """The table of all methods."""
+    shape = Shape.of(given.millions)
+    columns = COLUMNS + (PEER_COLUMNS if given.mergekit else ())
+    parameters = make(folder, shape)
+    print(f"{parameters / 1e6:.1f} M parameters, {os.cpu_count()} cores, "
+          f"in {folder.parent}, torch {torch.__version__}\n")  # fmt: skip
+    print(line(columns), line(["---"] * len(columns)), sep="\n")
+    importing = imports(given.mergekit) if given.mergekit else 0.0
+    for method in methods().values():
+        if method.models[0] <= 2 <= method.models[1] and method.name in (given.method or methods()):
+            cells = row(method, folder, parameters, given.mergekit, importing)
+            print(line(cells), flush=True)
+
+
+def memory(given: argparse.Namespace, folder: Path) -> None:
+    """The table of memory."""
+    print(f"Mistral-7B's shapes, TIES, {os.cpu_count()} cores, torch {torch.__version__}\n")
+    print(line(MEMORY_COLUMNS), line(["---"] * len(MEMORY_COLUMNS)), sep="\n")
+    for layers in given.mistral:
+        print(line(memory_row(layers, folder)), flush=True)
+
+
+def needed(given: argparse.Namespace) -> float:
+    """Bytes of the three models and the merged one, of the largest where there are several."""
+    if not given.mistral:
+        return float(given.millions * 1e6 * 2 * 4)
+    tensors = _mistral(max(given.mistral)).tensors()
+    return 2.0 * 4 * sum(torch.Size(shape).numel() for _, shape in tensors)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--millions", type=float, default=135, help="parameters of a model")
     parser.add_argument("--mergekit", type=Path, metavar="PYTHON", help="one with mergekit 0.1.5")
     parser.add_argument("--method", nargs="*", help="these alone; all that take two models if none")
+    parser.add_argument("--mistral", nargs="+", type=int, metavar="LAYERS", help="memory instead")
+    parser.add_argument("--folder", type=Path, help="where models are made, and removed after")
     given = parser.parse_args()
-    ram = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    shape = Shape.of(given.millions)
-    columns = COLUMNS + (PEER_COLUMNS if given.mergekit else ())
-    with tempfile.TemporaryDirectory(dir=ram) as folder:
-        needed, free = given.millions * 1e6 * 2 * 4, shutil.disk_usage(folder).free
-        if needed > free:
-            parser.error(f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} free in {folder}")
-        parameters = make(Path(folder), shape)
-        print(f"{parameters / 1e6:.1f} M parameters, {os.cpu_count()} cores, "
-              f"{'in memory' if ram else 'on disk'}, torch {torch.__version__}\n")  # fmt: skip
-        print(line(columns), line(["---"] * len(columns)), sep="\n")
-        importing = imports(given.mergekit) if given.mergekit else 0.0
-        for method in methods().values():
-            if method.models[0] <= 2 <= method.models[1] and method.name in (
-                given.method or methods()
-            ):
-                cells = row(method, Path(folder), parameters, given.mergekit, importing)
-                print(line(cells), flush=True)
+    ram = "/dev/shm" if Path("/dev/shm").is_dir() and not given.mistral else None
+    with tempfile.TemporaryDirectory(dir=given.folder or ram) as folder:
+        free = shutil.disk_usage(folder).free
+        if needed(given) > free:
+            parser.error(f"{needed(given) / 1e9:.1f} GB needed, {free / 1e9:.1f} free in {folder}")
+        (memory if given.mistral else speed)(given, Path(folder))
 
 
 if __name__ == "__main__":
