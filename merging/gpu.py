@@ -168,7 +168,7 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
                 for model in sorted(set(job.columns.values()))  # the merge first: parents that
             }  # are loaded could push it out
             models = {column: lent[model] for column, model in job.columns.items()}
-            yield from answer(job.question, models)
+            yield from answer(job.question, models, library.pasts)
 
 
 def _made(job: Job, library: Library) -> Iterator[Event]:

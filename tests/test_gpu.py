@@ -85,6 +85,16 @@ def test_parents_alone() -> None:
     assert answers(job) == {"a": "65"}
 
 
+def test_a_follow_up_reads_on() -> None:
+    """What the columns read is kept beside their models, and a second question finds it there."""
+    job = asking(decided())
+    first = answers(job)
+    library = gpu._library()
+    assert len(library.pasts.kept) == len(first) == 3
+    assert answers(job) == first
+    assert len(library.pasts.kept) == 3
+
+
 def test_jobs_and_events_pickle() -> None:
     """All that crosses into a worker and out of it survives the way, and is small."""
     job = asking(decided())
