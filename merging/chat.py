@@ -3,7 +3,6 @@
 It knows models and tokenizers that somebody lends it; not where they come from, nor who watches.
 """
 
-import inspect
 import queue
 import threading
 import time
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -25,6 +23,7 @@ from transformers import (
 from merging import templates
 from merging.errors import MergeError
 from merging.library import Loaded
+from merging.reading import Pasts, Reader
 from merging.threads import cores
 
 MAX_NEW_TOKENS = 1024
@@ -100,14 +99,17 @@ class Reply:
     failed: bool = False
 
 
-def answer(question: Question, models: Mapping[str, Loaded]) -> Iterator[Reply]:
+def answer(
+    question: Question, models: Mapping[str, Loaded], pasts: Pasts | None = None
+) -> Iterator[Reply]:
     """Ask all models at once. Ends when all have; closing it stops them within a token.
 
     Every column has its own cache, sampler and seed: its answer depends on no other column. One
-    that cannot answer fails alone. Raises MergeError where none can.
+    that cannot answer fails alone. Raises MergeError where none can. What a model has read is
+    kept in `pasts`, and what is there of a conversation is not read again.
     """
-    asked = question.capped()
-    columns = [_Column(name, loaded, asked) for name, loaded in models.items()]
+    asked, pasts = question.capped(), pasts or Pasts(0)
+    columns = [_Column(name, loaded, asked, pasts) for name, loaded in models.items()]
     turns: queue.SimpleQueue[_Column | None] = queue.SimpleQueue()
     changed = threading.Event()
     count = max(1, min(len(columns), cores() if _on_cpu(models) else 1))
@@ -125,6 +127,8 @@ def answer(question: Question, models: Mapping[str, Loaded]) -> Iterator[Reply]:
             turns.put(None)
         for worker in workers:
             worker.join()
+        for column in columns:
+            column.keep()
 
 
 def _watch(columns: Sequence["_Column"], changed: threading.Event) -> Iterator[Reply]:
@@ -172,6 +176,7 @@ class _Column:
     name: str
     loaded: Loaded
     question: Question
+    pasts: Pasts
     said: list[int] = field(default_factory=list)
     ended: str | None = None
     notice: str | None = None
@@ -181,13 +186,15 @@ class _Column:
     started: float = field(default_factory=time.monotonic)
     first: float | None = None
     last: float = 0.0
-    ids: Any = None
+    prompt: list[int] = field(default_factory=list)
+    reader: Reader | None = None
 
     def step(self) -> None:
         with torch.inference_mode():
-            if self.ids is None and not self._begin():
+            reader = self.reader or self._begin()
+            if reader is None:
                 return
-            token = self._next()
+            token = self._next(reader)
         self.last = time.monotonic() - self.started
         self.first = self.first if self.first is not None else self.last
         if token in self.ends:
@@ -205,45 +212,58 @@ class _Column:
         speed = (tokens - 1) / spent if tokens > 1 and spent > 0 else 0.0
         return Reply(self.name, text, tokens, self.first, speed, ended, self.notice, self.failed)
 
-    def _begin(self) -> bool:
-        """Render the prompt, within the model's context; False where it does not fit."""
+    def keep(self) -> None:
+        """Let the next question begin where this one ended; no thread may be at work on it."""
+        if self.reader and not self.error:
+            self.pasts.keep(self.reader, [*self.prompt, *self.said])
+
+    def _begin(self) -> Reader | None:
+        """Read the prompt's beginning where it is known; None where the prompt does not fit."""
         model, settings = self.loaded.model, self.loaded.model.generation_config
-        context = min(getattr(model.config, "max_position_embeddings", MAX_CONTEXT), MAX_CONTEXT)
-        given = list(self.question.conversations[self.name])
-        messages = given
-        while _turns(messages) > MAX_TURNS:
-            messages = _without_oldest(messages)
-        prompt = _prompt(self.name, self.loaded.tokenizer, messages)
-        while _turns(messages) > 1 and len(prompt) >= context * 3 // 4:
-            messages = _without_oldest(messages)
-            prompt = _prompt(self.name, self.loaded.tokenizer, messages)
-        if len(messages) < len(given):
+        self.prompt, whole = prompt(self.name, self.loaded, self.question.conversations[self.name])
+        if not whole:
             self.notice = "The oldest questions no longer fit and are left out."
-        self.budget = min(self.question.max_new_tokens, context - len(prompt))
+        self.budget = min(self.question.max_new_tokens, context(model) - len(self.prompt))
         if self.budget < 1:
-            self.ended = f"too long: {len(prompt)} tokens, and this model reads {context}"
-            return False
-        self.ids = torch.tensor([prompt], device=model.device)
-        self.new, self.cache = self.ids, DynamicCache(config=model.config)
+            self.ended = (
+                f"too long: {len(self.prompt)} tokens, and this model reads {context(model)}"
+            )
+            return None
+        self.ids = torch.tensor([self.prompt], device=model.device)
         self.ends = _end_tokens(settings, self.loaded.tokenizer)
         self.warp = _sampling(settings, self.question.temperature)
         self.random = torch.Generator(model.device).manual_seed(self.question.seed)
-        forward = inspect.signature(model.forward).parameters
-        self.extra = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
-        return True
+        self.reader = self.pasts.reader(model, self.prompt)
+        self.new = self.ids[:, self.reader.count :]
+        return self.reader
 
-    def _next(self) -> int:
-        out = self.loaded.model(
-            input_ids=self.new, past_key_values=self.cache, use_cache=True, **self.extra
-        )
-        self.cache = out.past_key_values
-        scores = self.warp(self.ids, out.logits[:, -1].float())
+    def _next(self, reader: Reader) -> int:
+        scores = self.warp(self.ids, reader.read(self.new)[:, -1])
         if self.question.temperature > 0:
             self.new = torch.multinomial(scores.softmax(-1), 1, generator=self.random)
         else:
             self.new = scores.argmax(-1, keepdim=True)
         self.ids = torch.cat([self.ids, self.new], dim=1)
         return int(self.new)
+
+
+def context(model: Any) -> int:
+    """Tokens that a model reads here, prompt and answer together."""
+    return min(getattr(model.config, "max_position_embeddings", MAX_CONTEXT), MAX_CONTEXT)
+
+
+def prompt(name: str, loaded: Loaded, given: Sequence[Message]) -> tuple[list[int], bool]:
+    """Token numbers of a conversation, and whether it is whole: the oldest questions are left out
+    where there are too many, or too little of the model's context would be left for an answer.
+    """
+    messages = list(given)
+    while _turns(messages) > MAX_TURNS:
+        messages = _without_oldest(messages)
+    ids = _prompt(name, loaded.tokenizer, messages)
+    while _turns(messages) > 1 and len(ids) >= context(loaded.model) * 3 // 4:
+        messages = _without_oldest(messages)
+        ids = _prompt(name, loaded.tokenizer, messages)
+    return ids, len(messages) == len(given)
 
 
 def _prompt(name: str, tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -21,6 +21,7 @@ from merging.errors import MergeError
 from merging.figures import estimated
 from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent
 from merging.merge import Progress, Samples, default_device, merge
+from merging.nexttoken import Inspection, NextTokens, next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.sinks import Live
@@ -57,7 +58,7 @@ class Job:
     """Have a merge ready, then ask. `columns` maps a column to a pinned model, or MERGED to "".
 
     `parents` are the recipe's, `places` the models that are asked themselves. Without `recipe`
-    nothing is merged; without `question` nothing is asked.
+    nothing is merged; without `question` nothing is asked; `inspection` looks into an answer.
     """
 
     places: tuple[Place, ...] = ()
@@ -66,6 +67,7 @@ class Job:
     identity: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     question: Question | None = None
+    inspection: Inspection | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class _Failed:
     text: str
 
 
-Event = Progress | Merged | Reply
+Event = Progress | Merged | Reply | NextTokens
 
 
 def place(source: Local) -> Place:
@@ -159,7 +161,7 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
     places = {p.name: p for p in job.places}
     if job.recipe:
         yield from _made(job, library)
-    if job.question:
+    if job.question or job.inspection:
         with ExitStack() as stack:
             lent = {
                 model: stack.enter_context(
@@ -168,7 +170,10 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
                 for model in sorted(set(job.columns.values()))  # the merge first: parents that
             }  # are loaded could push it out
             models = {column: lent[model] for column, model in job.columns.items()}
-            yield from answer(job.question, models)
+            if job.question:
+                yield from answer(job.question, models, library.pasts)
+            if job.inspection:
+                yield next_tokens(job.inspection, models, library.pasts)
 
 
 def _made(job: Job, library: Library) -> Iterator[Event]:

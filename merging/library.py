@@ -1,4 +1,5 @@
-"""Holds models within a memory budget and lends them; the only owner of models in a process.
+"""Holds models within a memory budget and lends them; the only owner of models in a process, and
+of what is kept for their next use.
 
 It knows how a parent is loaded, and not what a model was merged from or is asked.
 """
@@ -18,10 +19,13 @@ from merging.building import build
 from merging.companions import copy_companions
 from merging.errors import MergeError
 from merging.merge import Numbers
+from merging.reading import Pasts
 from merging.sources import Local
 
 SHARE = 0.7
 """Of the free memory; the rest is for keys and values, the merge's blocks, and other programs."""
+READ = 1 / 8
+"""Of the budget, and beside it: what keys and values of ended answers may take."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def budget(device: str) -> int:
 class Library:
     """Lends models by key. Least recently used ones leave when room is needed, lent ones never.
 
-    `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone.
+    `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone. `pasts` has
+    what its models have read, so that a follow-up question is not read from the beginning.
     """
 
     device: str
@@ -119,6 +124,10 @@ class Library:
     kept: dict[str, Numbers] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     merging: threading.Lock = field(default_factory=threading.Lock)
+    pasts: Pasts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pasts = Pasts(int(READ * self.budget))
 
     def has(self, key: str) -> bool:
         return key in self.shelf

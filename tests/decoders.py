@@ -27,6 +27,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": GROUPED,
     "qwen2": GROUPED,
     "qwen3": GROUPED | {"head_dim": 8},
+    "gemma": GROUPED | {"head_dim": 8},
     "gemma2": WIDE,
     "gemma3_text": WIDE,
     "phi3": GROUPED,
@@ -49,7 +50,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 16,
     },
 }  # fmt: skip
-TIED = frozenset({"gemma2", "gemma3_text", "gpt2", "cohere", "smollm3"})
+TIED = frozenset({"gemma", "gemma2", "gemma3_text", "gpt2", "cohere", "smollm3"})
 
 
 def build(kind: str, **changes: Any) -> Any:

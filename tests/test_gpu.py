@@ -14,6 +14,7 @@ from merging import Recipe, gpu, plan
 from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress
+from merging.nexttoken import Inspection, NextTokens
 from merging.plan import Plan
 from tests.conftest import changed
 from tests.ui.models import DEMO, TIES, WEIGHTS
@@ -83,6 +84,30 @@ def test_parents_alone() -> None:
     question = Question({"a": ({"role": "user", "content": SUM},)}, 8)
     job = gpu.Job(whole.places, columns={"a": "assets/demo/a"}, question=question)
     assert answers(job) == {"a": "65"}
+
+
+def test_a_follow_up_reads_on() -> None:
+    """What the columns read is kept beside their models, and a second question finds it there."""
+    job = asking(decided())
+    first = answers(job)
+    library = gpu._library()
+    assert len(library.pasts.kept) == len(first) == 3
+    assert answers(job) == first
+    assert len(library.pasts.kept) == 3
+
+
+def test_looks_into_an_answer() -> None:
+    """A job without a question has the models read an answer, in one event; the recipe decides."""
+    job = asking(decided())
+    assert job.question is not None
+    looking = Inspection(job.question.conversations, answers(job)[gpu.MERGED], gpu.MERGED)
+    gpu._library.cache_clear()  # as on ZeroGPU, where nothing may be left
+    *_, seen = gpu.run(replace(job, question=None, inspection=looking))
+    assert isinstance(seen, NextTokens)
+    assert seen.choices.keys() == job.columns.keys()
+    assert seen.choices[gpu.MERGED][0].text == seen.tokens[0]
+    assert seen.distances.keys() == job.columns.keys() - {gpu.MERGED}
+    assert pickle.loads(pickle.dumps(seen)) == seen
 
 
 def test_jobs_and_events_pickle() -> None:
