@@ -146,11 +146,11 @@ def _running(page: Page) -> None:
         for name, handler in (("retry", retry), ("alone", alone)):
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
-    drawn = {page.visit, page.follow}
+    drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
     for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):
-        stopping = stop.click(None, cancels=what)
+        stopping = stop.click(comparing.settle, None, None, cancels=what, **at_once)
         _on(stopping.then, comparing.stop, page, drawn, page.answered(), queue=False)
-    clearing = buttons["clear"].click(None, cancels=trying)
+    clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
     for trigger in (buttons["ask"].click, page.question.submit):
         _on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
@@ -172,7 +172,7 @@ def _comparing(page: Page) -> None:
         saving.then(None, page.saved, js="(file) => window.playground.save(file)")
     copying = _on(page.columns["merged"].buttons["copy"].click, comparing.copy, page, {page.visit},
                   {page.saved}, **quick)  # fmt: skip
-    copying.then(None, page.saved, js="(text) => window.playground.copy(text)")
+    copying.then(None, page.saved, js="(copied) => window.playground.copy(copied.text)")
     named = [column.buttons["wide"] for column in page.columns.values()]
     for wide in (*named, *(booth.wide for booth in page.unnamed)):
         wide.click(None, js=f"() => window.playground.enlarge('{wide.elem_id}')")

@@ -1,5 +1,9 @@
-"""What the page does with answers that are there: stops them, has them voted on, saves them."""
+"""What the page does with answers that are there: stops them, has them voted on, saves them.
 
+These handlers are not queued, and so give one update each.
+"""
+
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,13 +18,20 @@ from merging.ui.layout import Page
 from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
 
+SETTLING = 0.3
+"""Seconds: answers are shown every 0.08."""
+
+
+def settle() -> None:
+    """Leave what is just being cancelled the time to write down how far it came."""
+    time.sleep(SETTLING)
+
 
 def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
     """Say in each column that was still answering that it was stopped."""
     visit: Visit = values[page.visit]
-    yield {page.status: ""}
-    if visit.running:
-        yield showing.stage(page, visit.ended(), values)
+    drawn = showing.stage(page, visit.ended(), values) if visit.running else {}
+    yield drawn | {page.status: ""}
 
 
 def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
@@ -89,10 +100,9 @@ def _who_was_who(places: Sequence[str], models: Mapping[str, str]) -> str:
 def copy(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
     """The merged model's last answer as it was written, for the clipboard."""
     reply = values[page.visit].replies.get(gpu.MERGED)
-    yield {page.saved: reply.text if reply else ""}
+    yield {page.saved: {"text": reply.text if reply else ""}}
 
 
-@shows_errors("status")
 def save(
     page: Page,
     visitor: Visitor,  # noqa: ARG001
@@ -101,13 +111,15 @@ def save(
 ) -> Iterator[Updates]:
     """What was said and voted, as a file; without the question that still waits for its vote."""
     visit: Visit = values[page.visit]
-    yield {page.saved: None}
     log = visit.log[:-1] if visit.ballot else visit.log
     if not log and not visit.votes:
-        raise MergeError("There is nothing to save yet: ask something first, and vote if blind.")
+        told = "There is nothing to save yet: ask something first, and vote if blind."
+        yield {page.saved: None, page.status: look.failure(told)}
+        return
     write, type = {
         "md": (transcript.to_markdown, "text/markdown"),
         "json": (transcript.to_json, "application/json"),
     }[kind]
     name = f"side-by-side.{kind}"
-    yield {page.saved: {"name": name, "type": type, "text": write(log, visit.votes)}}
+    file = {"name": name, "type": type, "text": write(log, visit.votes)}
+    yield {page.saved: file, page.status: ""}

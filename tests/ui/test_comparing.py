@@ -135,7 +135,7 @@ def test_answers_inject_nothing() -> None:
     evil = '<img src=x onerror="x()"> one two <b>three</b> & <script>'
     html = look.followed(follow(evil, {"a": evil, "b": "one two b three"}))
     assert re.sub(r'</?(span|div)( class="[\w ]+")?( title="[\w ◆●]+")?>', "", html).count("<") == 0
-    assert "&lt;script&gt;" in html and 'class="follows' in html
+    assert "&lt;script" in html and 'class="follows' in html
 
 
 def _blind(playground: Playground, question: str) -> None:
