@@ -128,9 +128,6 @@ def _running(page: Page) -> None:
     buttons, private = page.buttons, {"api_visibility": "private"}
     device = {**LIMIT, **private, "show_progress": "hidden"}
     ask = _handling(asking.ask, page)
-    merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
-    _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
     )
@@ -146,6 +143,10 @@ def _running(page: Page) -> None:
         for name, handler in (("retry", retry), ("alone", alone)):
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
+    merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
+                  {page.progress, page.pins, *page.answered()}, cancels=trying,
+                  **LIMIT)  # fmt: skip
+    _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
     for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):
         stopping = stop.click(comparing.settle, None, None, cancels=what, **at_once)

@@ -51,7 +51,7 @@ class Visit:
         """A new merge, whose column is empty; what was asked blind was about another one."""
         replies = {slot: r for slot, r in self.replies.items() if slot != gpu.MERGED}
         said = {**self.said, gpu.MERGED: ()}
-        return replace(self, made=made, said=said, replies=replies, ballot=None)
+        return replace(self, made=made, said=said, replies=replies, ballot=None, parts={})
 
     def put(self, exchange: Exchange, slots: tuple[str, ...], ballot: Ballot | None) -> "Visit":
         """A question that has just been put to columns: their conversations have it by now."""

@@ -212,3 +212,19 @@ def test_narrow_blind_round(visit: Visit) -> None:
     expect(playground.part("booths")).to_be_hidden()
     playground.page.locator("#tabs input[value=a]").locator("..").click()
     assert playground.answers("a") == ["65"]
+
+
+def test_merge_stops_what_is_still_answering(visit: Visit, long_recipe: str) -> None:
+    """A merge in the middle of answers stops them, and the page can be asked afterwards."""
+    playground = visit().ready()
+    playground.paste(long_recipe)
+    expect(playground.part("recipe-status")).to_contain_text("in use")
+    playground.part("again").locator("input").uncheck()
+    playground.option("Length", 1024)
+    playground.send(SUM)
+    expect(playground.stats("a")).to_contain_text("tok/s")
+    playground.merge()
+    expect(playground.stats("a")).to_contain_text("stopped")
+    playground.option("Length", 8)
+    playground.ask(FRENCH)
+    assert [len(playground.answers(slot)) for slot in ("a", "b", "merged")] == [2, 2, 1]
