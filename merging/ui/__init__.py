@@ -14,9 +14,10 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from merging.sources import APP
-from merging.ui import asking, choosing, finding, keeping, look
+from merging.ui import asking, choosing, comparing, finding, keeping, look
 from merging.ui import form as forms
 from merging.ui.api import LIMIT, endpoints
+from merging.ui.blind import BAD, TIE
 from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
 from merging.ui.limits import OwnPage, RequestCap
@@ -52,6 +53,7 @@ def build() -> gr.Blocks:
         _forming(page)
         _finding(page)
         _running(page)
+        _comparing(page)
         _keeping(blocks, page)
         _showing(page)
         _remembering(blocks, page)
@@ -126,9 +128,6 @@ def _running(page: Page) -> None:
     buttons, private = page.buttons, {"api_visibility": "private"}
     device = {**LIMIT, **private, "show_progress": "hidden"}
     ask = _handling(asking.ask, page)
-    merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
-    _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
     )
@@ -138,11 +137,47 @@ def _running(page: Page) -> None:
         example.then(ask, page.asking(), page.answered(), **device),
         _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **LIMIT),
     ]
-    buttons["stop"].click(None, cancels=[*trying, merging])
-    buttons["halt"].click(None, cancels=[merging])
-    chats = {c.chat for c in page.columns.values()}
-    _on(buttons["clear"].click, asking.clear, page, {page.visit},
-        {page.visit, page.status, *chats}, cancels=trying)  # fmt: skip
+    for slot, column in page.columns.items():
+        retry = partial(asking.retry_one, slot=slot)
+        alone = partial(asking.ask, slots=(slot,))
+        for name, handler in (("retry", retry), ("alone", alone)):
+            click = column.buttons[name].click
+            trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
+    merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
+                  {page.progress, page.pins, *page.answered()}, cancels=trying,
+                  **LIMIT)  # fmt: skip
+    _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
+    drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
+    for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):
+        stopping = stop.click(comparing.settle, None, None, cancels=what, **at_once)
+        _on(stopping.then, comparing.stop, page, drawn, page.answered(), queue=False)
+    clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
+    _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
+    for trigger in (buttons["ask"].click, page.question.submit):
+        _on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
+
+
+def _comparing(page: Page) -> None:
+    """Whatever is done with answers that are there."""
+    drawn, quick = {page.visit, page.follow}, {"queue": False}
+    _on(page.follow.input, comparing.redraw, page, drawn, page.compared(), **quick)
+    _on(page.buttons["reveal"].click, comparing.reveal, page, drawn, page.compared(), **quick)
+    choices = {page.buttons["tie"]: TIE, page.buttons["bad"]: BAD}
+    choices |= {booth.best: number for number, booth in enumerate(page.unnamed)}
+    for button, choice in choices.items():
+        handler = partial(comparing.vote, choice=choice)
+        _on(button.click, handler, page, drawn, page.answered(), **quick)
+    for kind, name in (("md", "save-markdown"), ("json", "save-json")):
+        saving = _on(page.buttons[name].click, partial(comparing.save, kind=kind), page,
+                     {page.visit}, {page.saved, page.status}, **quick)  # fmt: skip
+        saving.then(None, page.saved, js="(file) => window.playground.save(file)")
+    copying = _on(page.columns["merged"].buttons["copy"].click, comparing.copy, page, {page.visit},
+                  {page.saved}, **quick)  # fmt: skip
+    copying.then(None, page.saved, js="(copied) => window.playground.copy(copied.text)")
+    named = [column.buttons["wide"] for column in page.columns.values()]
+    for wide in (*named, *(booth.wide for booth in page.unnamed)):
+        wide.click(None, js=f"() => window.playground.enlarge('{wide.elem_id}')")
+    page.folded.change(None, page.folded, js="(slots) => window.playground.fold(slots)")
 
 
 def _keeping(blocks: gr.Blocks, page: Page) -> None:

@@ -6,6 +6,7 @@ Every handler takes the page and the values of its inputs, by component, and giv
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from secrets import randbits
 from typing import Any
 
 from merging import gpu
@@ -13,10 +14,12 @@ from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress
 from merging.recipe import Recipe
-from merging.ui import jobs, kept, look
+from merging.ui import blind, jobs, kept, look, showing
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.layout import Page, Visit
+from merging.ui.layout import Page
+from merging.ui.transcript import Exchange
+from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
 
 
@@ -24,6 +27,9 @@ from merging.ui.visitor import Visitor
 def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fetch, merge, and let the merged column answer the last question again."""
     visit: Visit = values[page.visit]
+    if visit.running:  # Merge stops them: what they say meanwhile could not be told from this
+        visit = visit.ended()
+        yield showing.stage(page, visit, values)
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {page.progress: look.bar(0, "Reading headers")}
     made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
@@ -34,24 +40,25 @@ def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
             yield {page.progress: look.progress(event)}
         elif isinstance(event, gpu.Merged):
             yield {page.progress: look.bar(1, _merged(event))}
-    head = look.column_head("merged", made.title)
-    visit = replace(visit, made=made, said={**visit.said, gpu.MERGED: ()})
-    column = page.columns[gpu.MERGED]
-    yield {page.visit: visit, page.pins: visitor.pins, column.head: head, column.chat: []}
+    visit = visit.merged(made)
+    yield {page.pins: visitor.pins} | showing.stage(page, visit, values)
     if values[page.again] and visit.asked:
         said = {**values, page.visit: visit}
         yield from _asked(page, visitor, said, visit.asked, (gpu.MERGED,))
 
 
 @shows_errors("status")
-def ask(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """Put one question to all columns."""
+def ask(
+    page: Page, visitor: Visitor, values: Values, slots: tuple[str, ...] = SLOTS
+) -> Iterator[Updates]:
+    """Put one question to all columns, or to some."""
+    values[page.visit].idle()
     question = (values[page.question] or "").strip()
     if not question:
         raise MergeError("The question is empty: write something to ask.")
     yield {page.status: "", page.question: ""}
     try:
-        yield from _asked(page, visitor, values, question, SLOTS)
+        yield from _asked(page, visitor, values, question, slots)
     except MergeError:
         yield {page.question: question}  # what was typed is not lost
         raise
@@ -60,73 +67,68 @@ def ask(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 @shows_errors("status")
 def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Ask the last question once more, in place of its answers."""
-    visit: Visit = values[page.visit]
+    visit: Visit = values[page.visit].idle()
     if not visit.asked:
         raise MergeError("There is nothing to retry yet: ask something first.")
-    said = {slot: _before(messages, visit.asked) for slot, messages in visit.said.items()}
-    values = {**values, page.visit: replace(visit, said=said)}
-    yield from _asked(page, visitor, values, visit.asked, SLOTS)
+    visit = visit.before([slot for slot in visit.said if visit.last(slot) == visit.asked])
+    yield from _asked(page, visitor, {**values, page.visit: visit}, visit.asked, SLOTS)
 
 
-def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
-    empty: Updates = {c.chat: [] for c in page.columns.values()}
-    visit: Visit = values[page.visit]
-    yield empty | {page.visit: replace(visit, said={}, asked=""), page.status: ""}
+@shows_errors("status")
+def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterator[Updates]:
+    """Ask one column its last question once more, in place of its answer."""
+    visit: Visit = values[page.visit].idle()
+    question = visit.last(slot)
+    if not question:
+        raise MergeError("There is nothing to retry in this column yet: ask something first.")
+    values = {**values, page.visit: visit.before([slot])}
+    yield from _asked(page, visitor, values, question, (slot,))
 
 
 def _asked(
     page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
 ) -> Iterator[Updates]:
-    visit: Visit = values[page.visit]
+    visit: Visit = values[page.visit].idle()
     names = _names(page, values)
     made = visit.made if gpu.MERGED in slots else None
     slots = tuple(s for s in slots if s in names or (s == gpu.MERGED and made))
+    if not slots:
+        raise MergeError("Nobody answers in this column yet: choose a model, or press Merge.")
     parents = {slot: names[slot] for slot in slots if slot != gpu.MERGED}
     job = yield from followed(page, jobs.job_of(parents, made, visitor), "status")
-    asked = {"role": "user", "content": text}
-    same = [slot for slot in slots if slot == gpu.MERGED or visit.models.get(slot) == names[slot]]
-    said = {slot: (*(visit.said.get(slot, ()) if slot in same else ()), asked) for slot in slots}
-    question = Question(
-        {slot: _with_system(values[page.system], said[slot]) for slot in slots},
-        int(values[page.tokens] or 256), float(values[page.temperature] or 0),
-        int(values[page.seed] or 0),
-    )  # fmt: skip
-    visit = replace(
-        visit, models={**visit.models, **parents}, said={**visit.said, **said}, asked=text
-    )
-    yield {page.visit: visit, page.status: ""} | {
-        page.columns[slot].chat: list(said[slot]) for slot in slots
+    question, settings = Question({}, **_sampling(page, values)), _settings(page, values)
+    ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
+    visit = visit.put(Exchange(text, settings, parents, made), slots, ballot)
+    asked = {slot: _with_system(values[page.system], visit.said[slot]) for slot in slots}
+    yield {page.status: ""} | showing.stage(page, visit, values)
+    try:
+        for event in jobs.run(replace(job, question=replace(question, conversations=asked))):
+            if isinstance(event, Reply):
+                visit = visit.replied(event)
+                yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
+            elif isinstance(event, Progress):
+                yield {page.status: look.progress(event)}
+    except MergeError:
+        yield showing.stage(page, replace(visit, running=(), ballot=None), values)
+        raise
+    yield {page.status: ""} | showing.stage(page, visit.ended(), values)
+
+
+def _sampling(page: Page, values: Values) -> dict[str, Any]:
+    return {
+        "max_new_tokens": int(values[page.tokens] or 256),
+        "temperature": float(values[page.temperature] or 0),
+        "seed": int(values[page.seed] or 0),
     }
-    titles = {**names, gpu.MERGED: made.title if made else ""}
-    for event in jobs.run(replace(job, question=question)):
-        if isinstance(event, Reply):
-            visit, updates = _replied(page, visit, said, titles, event)
-            yield updates
-        elif isinstance(event, Progress):
-            yield {page.status: look.progress(event)}
-    yield {page.status: ""}
 
 
-def _replied(
-    page: Page, visit: Visit, said: Mapping[str, Any], titles: Mapping[str, str], reply: Reply
-) -> tuple[Visit, Updates]:
-    column = page.columns[reply.column]
-    answer = {"role": "assistant", "content": reply.text}
-    messages = (*said[reply.column], answer)
-    visit = replace(visit, said={**visit.said, reply.column: messages})
-    shown = [*said[reply.column], {**answer, "content": reply.text or _silent(reply)}]
-    title = look.short(titles[reply.column])
-    head = look.column_head(reply.column, title, look.stats(reply))
-    updates: Updates = {page.visit: visit, column.chat: shown, column.head: head}
-    if reply.notice:
-        updates[page.status] = look.hint(reply.notice)
-    return visit, updates
+def _settings(page: Page, values: Values) -> dict[str, Any]:
+    system = (values[page.system] or "").strip()
+    return _sampling(page, values) | ({"system": system} if system else {})
 
 
-def _silent(reply: Reply) -> str:
-    if reply.failed:
-        return reply.ended or ""
-    return "…" if not reply.ended else f"*(no words: {reply.ended})*"
+def _notice(page: Page, reply: Reply) -> Updates:
+    return {page.status: look.hint(reply.notice)} if reply.notice else {}
 
 
 def followed(page: Page, steps: Any, where: str) -> Any:
@@ -153,11 +155,6 @@ def _with_system(
     if not (system or "").strip():
         return messages
     return ({"role": "system", "content": str(system)}, *messages)
-
-
-def _before(messages: tuple[Mapping[str, str], ...], asked: str) -> tuple[Mapping[str, str], ...]:
-    last = [i for i, m in enumerate(messages) if m == {"role": "user", "content": asked}]
-    return messages[: last[-1]] if last else messages
 
 
 def _merged(event: gpu.Merged) -> str:

@@ -1,5 +1,8 @@
-"""The chat's columns: one for the base, each parent and the merged model, made in a loop."""
+"""The chat's columns: one for the base, each parent and the merged model, made in a loop; and those
+without names, for blind rounds.
+"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import gradio as gr
@@ -17,20 +20,62 @@ class Column:
     box: gr.Column
     head: gr.HTML
     chat: gr.Chatbot
+    buttons: Mapping[str, gr.Button]
+
+
+@dataclass(frozen=True)
+class Booth:
+    """A part of the chat that does not say whose it is."""
+
+    box: gr.Column
+    head: gr.HTML
+    chat: gr.Chatbot
+    best: gr.Button
+    wide: gr.Button
 
 
 def column(slot: str) -> Column:
     name = {"base": "the base", "merged": "the merged model"}.get(slot, f"model {slot.upper()}")
+    short = look.slot_name(slot)
     with gr.Column(
         elem_id=f"column-{slot}", elem_classes=["answers", slot], min_width=200,
         visible=slot not in ("base", "c"),
     ) as box:  # fmt: skip
         head = gr.HTML(look.column_head(slot, "…"), elem_classes=["column-head"])
+        buttons = {"wide": _wide(f"wide-{slot}", short)}
         chat = gr.Chatbot(
             label=f"Answers of {name}", show_label=False, height=380, buttons=["copy"],
             elem_id=f"chat-{slot}", placeholder=_placeholder(slot), layout="bubble",
         )  # fmt: skip
-    return Column(slot, box, head, chat)
+        with gr.Row(elem_classes=["column-tools"]):
+            buttons["retry"] = _tool(f"retry-{slot}", f"↻ Retry {short}")
+            buttons["alone"] = _tool(f"alone-{slot}", f"Ask {short} alone")
+            if slot == "merged":  # gradio copies texts, and a marked answer is none
+                buttons["copy"] = _tool(f"copy-{slot}", "Copy")
+    return Column(slot, box, head, chat, buttons)
+
+
+def booth(number: int) -> Booth:
+    with gr.Column(
+        elem_id=f"unnamed-{number}", elem_classes=["answers", "unnamed"], min_width=200
+    ) as box:
+        head = gr.HTML(look.unnamed_head(number, ""), elem_classes=["column-head"])
+        wide = _wide(f"wide-{number}", str(number))
+        chat = gr.Chatbot(
+            label=f"Answer {number}", show_label=False, height=380, buttons=["copy"],
+            elem_id=f"answer-{number}", layout="bubble",
+        )  # fmt: skip
+        best = gr.Button(f"{number} is best", size="sm", elem_id=f"best-{number}")
+    return Booth(box, head, chat, best, wide)
+
+
+def _tool(id: str, text: str) -> gr.Button:
+    return gr.Button(text, size="sm", min_width=0, scale=0, elem_id=id)
+
+
+def _wide(id: str, name: str) -> gr.Button:
+    """Its sign is drawn by the style; its text is for those who cannot see it."""
+    return gr.Button(f"Enlarge {name}", size="sm", elem_id=id, elem_classes=["wide"], min_width=0)
 
 
 def _placeholder(slot: str) -> str:

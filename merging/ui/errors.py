@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from merging.errors import MergeError
 from merging.ui import look
@@ -19,14 +19,21 @@ Handler = Callable[[Page, Visitor, Values], Iterator[Updates]]
 """What the page does at an event, for one visitor."""
 
 
-def shows_errors(where: str) -> Callable[[Handler], Handler]:
+P = ParamSpec("P")
+_Handler = Callable[Concatenate[Page, Visitor, Values, P], Iterator[Updates]]
+"""A handler that takes something of its own as well."""
+
+
+def shows_errors(where: str) -> Callable[[_Handler[P]], _Handler[P]]:
     """Turn a MergeError into a sentence that stays in the page's `where`; bugs pass through."""
 
-    def decorate(handler: Handler) -> Handler:
+    def decorate(handler: _Handler[P]) -> _Handler[P]:
         @wraps(handler)
-        def shown(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+        def shown(
+            page: Page, visitor: Visitor, values: Values, /, *args: P.args, **kwargs: P.kwargs
+        ) -> Iterator[Updates]:
             try:
-                yield from handler(page, visitor, values)
+                yield from handler(page, visitor, values, *args, **kwargs)
             except MergeError as error:
                 yield {getattr(page, where): look.failure(str(error))}
 

@@ -2,31 +2,18 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from merging.chat import MAX_CHARACTERS, MAX_NEW_TOKENS
 from merging.ui import form as forms
-from merging.ui import jobs, look
-from merging.ui.columns import SLOTS, Column, column
+from merging.ui import look
+from merging.ui.columns import SLOTS, Booth, Column, booth, column
 from merging.ui.form import Form
 from merging.ui.presets import Preset, presets
-
-
-@dataclass(frozen=True)
-class Visit:
-    """What one visitor's page has beyond its form: the last merge, and what was said.
-
-    `said` has each column's messages, and `models` who said them; `asked` is the last question,
-    for a merge to answer it again.
-    """
-
-    made: jobs.Made | None = None
-    models: Mapping[str, str] = field(default_factory=dict)
-    said: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
-    asked: str = ""
+from merging.ui.visit import Visit
 
 
 @dataclass(frozen=True)
@@ -50,12 +37,22 @@ class Page:
     notes: gr.HTML
     again: gr.Checkbox
     progress: gr.HTML
+    row: gr.Row
     columns: Mapping[str, Column]
+    legend: gr.HTML
+    booths: gr.Row
+    unnamed: tuple[Booth, ...]
+    verdict: gr.Row
+    tally: gr.HTML
     tab: gr.Radio
+    folded: gr.CheckboxGroup
     question: gr.Textbox
     status: gr.HTML
     examples: gr.Dataset
     show_base: gr.Checkbox
+    blind: gr.Checkbox
+    follow: gr.Checkbox
+    saved: gr.JSON
     system: gr.Textbox
     temperature: gr.Slider
     seed: gr.Number
@@ -76,7 +73,7 @@ class Page:
     def options(self) -> list[Any]:
         """What is kept in the browser beside the recipe."""
         asked = [self.system, self.temperature, self.seed, self.tokens]
-        return [*asked, self.show_base, self.again]
+        return [*asked, self.show_base, self.again, self.blind, self.follow]
 
     def asking(self) -> set[Any]:
         """Inputs of whatever asks models."""
@@ -85,8 +82,14 @@ class Page:
 
     def answered(self) -> set[Any]:
         """Outputs of whatever asks models."""
-        parts = {part for c in self.columns.values() for part in (c.box, c.head, c.chat)}
-        return {self.visit, self.status, self.question, *parts}
+        return {self.status, self.question, *self.compared()}
+
+    def compared(self) -> set[Any]:
+        """Outputs of whatever draws the columns from what was said."""
+        parts = {part for c in self.columns.values() for part in (c.head, c.chat)}
+        parts |= {part for b in self.unnamed for part in (b.box, b.head, b.chat, b.best)}
+        stage = {self.row, self.booths, self.verdict, self.legend, self.tally}
+        return {self.visit, *parts, *stage}
 
     def filled(self) -> set[Any]:
         """Outputs of whatever fills the form from a recipe."""
@@ -178,8 +181,18 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     gr.HTML(look.step(3, "Chat", "one question to all, with the same temperature and seed"))
     tabs = [(f"{look.MARKS[s]} {s.capitalize()}", s) for s in SLOTS]
     tab = gr.Radio(tabs, value="merged", show_label=False, label="Column", elem_id="tabs")
-    with gr.Row(elem_id="columns", elem_classes=["show-merged"], equal_height=True):
+    with gr.Row(elem_id="columns", equal_height=True) as row:
         columns = {slot: column(slot) for slot in SLOTS}
+        with columns["merged"].box:
+            legend = gr.HTML(elem_id="legend")
+    with gr.Row(elem_id="booths", equal_height=True, visible=False) as booths:
+        unnamed = tuple(booth(number + 1) for number in range(len(SLOTS)))
+    with gr.Row(elem_id="verdict", elem_classes=["tools"], visible=False) as verdict:
+        gr.HTML(look.hint("Vote for the best answer, or:"))
+        buttons["tie"] = _small("tie", "Tie")
+        buttons["bad"] = _small("bad", "All bad")
+        buttons["reveal"] = _small("reveal", "Show names without a vote")
+    tally = gr.HTML(elem_id="tally")
     with gr.Row(elem_classes=["ask"]):
         question = gr.Textbox(
             placeholder="Ask all of them …  Enter asks · Shift+Enter breaks the line · Esc stops",
@@ -199,9 +212,32 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         show_base = gr.Checkbox(
             False, label="Show the base", elem_id="show-base", min_width=0, container=False
         )
+        switches = _switches()
+    with gr.Row(elem_classes=["tools"]):
+        folded = gr.CheckboxGroup(
+            [(f"{look.MARKS[s]} {look.slot_name(s)}", s) for s in SLOTS[1:]], value=list(SLOTS[1:]),
+            label="Columns", show_label=False, container=False, elem_id="folded", min_width=0,
+        )  # fmt: skip
+        buttons["save-markdown"] = _small("save-markdown", "Save as Markdown")
+        buttons["save-json"] = _small("save-json", "Save as JSON")
+    return switches | {
+        "tab": tab, "row": row, "columns": columns, "legend": legend, "booths": booths,
+        "unnamed": unnamed, "verdict": verdict, "tally": tally, "question": question,
+        "status": status, "examples": examples, "show_base": show_base, "folded": folded,
+        "saved": gr.JSON(visible=False),
+    }  # fmt: skip
+
+
+def _switches() -> dict[str, Any]:
     return {
-        "tab": tab, "columns": columns, "question": question, "status": status,
-        "examples": examples, "show_base": show_base,
+        "follow": gr.Checkbox(
+            True, label="Mark whom the merged answer follows", elem_id="follow", min_width=0,
+            container=False,
+        ),
+        "blind": gr.Checkbox(
+            False, label="Blind: no names until you vote", elem_id="blind", min_width=0,
+            container=False,
+        ),
     }  # fmt: skip
 
 

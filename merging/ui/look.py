@@ -13,6 +13,9 @@ from merging.chat import Reply
 from merging.hub import Kept
 from merging.merge import Progress
 from merging.notes import Note
+from merging.ui.blind import Tally
+from merging.ui.following import Part
+from merging.ui.jobs import Made
 
 MARKS = {"base": "○", "a": "◆", "b": "●", "c": "▲", "merged": "✦"}
 EMBEDDED = {"assets/demo/base": "Mini", "assets/demo/a": "Ada", "assets/demo/b": "Bruno"}
@@ -130,13 +133,68 @@ def amount(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
+def slot_name(slot: str) -> str:
+    return {"base": "base", "merged": "merged"}.get(slot, slot.upper())
+
+
 def column_head(slot: str, title: str, stats: str = "") -> str:
-    name = {"base": "Base", "merged": "Merged"}.get(slot, slot.upper())
+    name = slot_name(slot)
     return (
         f'<div class="head"><span class="mark {slot}">{MARKS[slot]}</span>'
-        f'<b>{name}<span class="title"> · {escape(title)}</span></b>'
+        f'<b>{name[0].upper()}{name[1:]}<span class="title"> · {escape(title)}</span></b>'
         f'<span class="stats">{escape(stats)}</span></div>'
     )
+
+
+def unnamed_head(number: int, state: str) -> str:
+    """No name, and no figures by which one could be told."""
+    return (
+        f'<div class="head"><b>Answer {number}</b><span class="stats">{escape(state)}</span></div>'
+    )
+
+
+def followed(parts: Sequence[Part]) -> str:
+    """An answer as it was written, each piece with a line for those whom it follows."""
+    pieces = (_follows(p.follows, escape(p.text)) if p.follows else escape(p.text) for p in parts)
+    return f'<div class="followed">{"".join(pieces)}</div>'
+
+
+def legend(shares: Mapping[tuple[str, ...], float]) -> str:
+    """What the lines mean, and the part of the words that follows each."""
+    told = {
+        who: f"{_who(who)} {share:.0%}" if who else f"nobody {share:.0%}"
+        for who, share in shares.items()
+    }
+    if not any(told):
+        return ""
+    items = "".join(
+        f"<li>{_follows(who, text) if who else text}</li>" for who, text in told.items()
+    )
+    return f'<ul class="legend" aria-label="Words that follow"><li>follows</li>{items}</ul>'
+
+
+def _follows(who: tuple[str, ...], inner: str) -> str:
+    kind = who[0] if len(who) == 1 else "several"
+    return f'<span class="follows {kind}" title="follows {_who(who)}">{inner}</span>'
+
+
+def _who(who: tuple[str, ...]) -> str:
+    return " and ".join(f"{slot_name(slot)} {MARKS[slot]}" for slot in who)
+
+
+def tally(tallies: Sequence[Tally]) -> str:
+    """How often each won, merge by merge."""
+    rows = "".join(
+        f"<li><b>{_merge_name(t.made)}</b>: "
+        + " · ".join(f"{escape(short(name))} {count}" for name, count in t.wins.items())
+        + "</li>"
+        for t in tallies
+    )
+    return f'<ul class="tally" aria-label="Blind votes">{rows}</ul>' if rows else ""
+
+
+def _merge_name(made: Made | None) -> str:
+    return f"{escape(made.title)} <code>{made.identity[:8]}</code>" if made else "no merge"
 
 
 def stats(reply: Reply) -> str:

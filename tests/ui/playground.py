@@ -31,7 +31,8 @@ class Playground:
 
     def answers(self, slot: str) -> list[str]:
         """What a column's model has said, oldest first."""
-        found = self.part(f"chat-{slot}").locator("[data-testid=bot] .message-content")
+        said = "[data-testid=bot] :is(.message-content, .followed)"
+        found = self.part(f"chat-{slot}").locator(said)
         return [text.strip() for text in found.all_inner_texts()]
 
     def merge(self) -> None:

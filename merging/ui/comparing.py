@@ -1,0 +1,125 @@
+"""What the page does with answers that are there: stops them, has them voted on, saves them.
+
+These handlers are not queued, and so give one update each.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import gradio as gr
+
+from merging import gpu
+from merging.errors import MergeError
+from merging.ui import look, showing, transcript
+from merging.ui.blind import Vote, tallies
+from merging.ui.errors import Updates, Values, shows_errors
+from merging.ui.layout import Page
+from merging.ui.visit import Visit
+from merging.ui.visitor import Visitor
+
+SETTLING = 0.3
+"""Seconds: answers are shown every 0.08."""
+
+
+def settle() -> None:
+    """Leave what is just being cancelled the time to write down how far it came."""
+    time.sleep(SETTLING)
+
+
+def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+    """Say in each column that was still answering that it was stopped."""
+    visit: Visit = values[page.visit]
+    drawn = showing.stage(page, visit.ended(), values) if visit.running else {}
+    yield drawn | {page.status: ""}
+
+
+def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+    """A question that comes while others are answered stays where it was typed."""
+    visit: Visit = values[page.visit]
+    text = (values[page.question] or "").strip()
+    if visit.running and text not in ("", visit.asked):  # what is being asked was just taken
+        told = "Still answering. Your question is kept: press Enter again afterwards, or Esc first."
+        yield {page.status: look.hint(told)}
+    else:
+        yield {page.status: gr.skip()}
+
+
+def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+    """Forget what was said. Votes stand: they are about merges."""
+    visit: Visit = values[page.visit]
+    empty: Updates = {c.chat: [] for c in page.columns.values()}
+    visit = Visit(visit.made, visit.models, votes=visit.votes)
+    yield showing.stage(page, visit, values) | empty | {page.legend: "", page.status: ""}
+
+
+def redraw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+    """With marks or without them."""
+    visit: Visit = values[page.visit]
+    slots = [gpu.MERGED] if gpu.MERGED in visit.said and gpu.MERGED not in visit.running else []
+    updates = showing.columns(page, visit, slots, values)
+    del updates[page.visit]  # which may go on meanwhile
+    yield updates
+
+
+def reveal(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+    """Give the columns their names back."""
+    visit: Visit = values[page.visit]
+    yield showing.stage(page, replace(visit, ballot=None), values)
+
+
+@shows_errors("status")
+def vote(
+    page: Page,
+    visitor: Visitor,  # noqa: ARG001
+    values: Values,
+    choice: int | str,
+) -> Iterator[Updates]:
+    """Count a vote, for the answer in a place or for nobody, and say who was who."""
+    visit: Visit = values[page.visit].idle()
+    if visit.ballot is None:
+        raise MergeError("There is nothing to vote on: ask a question first.")
+    places = visit.ballot.places
+    chosen = places[choice] if isinstance(choice, int) else choice
+    models = {slot: visit.models.get(slot, slot) for slot in places}
+    made = visit.made if gpu.MERGED in places else None
+    votes = (*visit.votes, Vote(visit.asked, chosen, visit.ballot, models, made))
+    visit = replace(visit, ballot=None, votes=votes)
+    told = {
+        page.status: look.hint(_who_was_who(places, models)),
+        page.tally: look.tally(tallies(votes)),
+    }
+    yield showing.stage(page, visit, values) | told
+
+
+def _who_was_who(places: Sequence[str], models: Mapping[str, str]) -> str:
+    names = (look.short(models[slot]) for slot in places)
+    return "Answers: " + ", ".join(f"{n + 1} {name}" for n, name in enumerate(names)) + "."
+
+
+def copy(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+    """The merged model's last answer as it was written, for the clipboard."""
+    reply = values[page.visit].replies.get(gpu.MERGED)
+    yield {page.saved: {"text": reply.text if reply else ""}}
+
+
+def save(
+    page: Page,
+    visitor: Visitor,  # noqa: ARG001
+    values: Values,
+    kind: str,
+) -> Iterator[Updates]:
+    """What was said and voted, as a file; without the question that still waits for its vote."""
+    visit: Visit = values[page.visit]
+    log = visit.log[:-1] if visit.ballot else visit.log
+    if not log and not visit.votes:
+        told = "There is nothing to save yet: ask something first, and vote if blind."
+        yield {page.saved: None, page.status: look.failure(told)}
+        return
+    write, type = {
+        "md": (transcript.to_markdown, "text/markdown"),
+        "json": (transcript.to_json, "application/json"),
+    }[kind]
+    name = f"side-by-side.{kind}"
+    file = {"name": name, "type": type, "text": write(log, visit.votes)}
+    yield {page.saved: file, page.status: ""}

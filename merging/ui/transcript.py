@@ -1,0 +1,111 @@
+"""What was asked, answered and voted, as Markdown and as JSON, with the recipes of its merges."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from merging.chat import Reply
+from merging.ui.blind import Vote, tallies
+from merging.ui.jobs import Made
+
+MOST = 200
+"""Questions that are remembered; the oldest go first."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question, how it was asked, and the answers so far, by column.
+
+    `models` are those asked, as they were written; `made` is the merge, if it was asked too.
+    """
+
+    question: str
+    settings: Mapping[str, Any]
+    models: Mapping[str, str]
+    made: Made | None = None
+    replies: Mapping[str, Reply] = field(default_factory=dict)
+
+
+def to_json(log: Sequence[Exchange], votes: Sequence[Vote]) -> str:
+    """Everything, for programs."""
+    found = {
+        "recipes": {m.identity: {"title": m.title, "recipe": m.recipe} for m in _made(log, votes)},
+        "questions": [_exchange(exchange) for exchange in log],
+        "votes": [_vote(vote) for vote in votes],
+        "tally": [{"merge": _identity(t.made), "wins": dict(t.wins)} for t in tallies(votes)],
+    }
+    return json.dumps(found, ensure_ascii=False, indent=2) + "\n"
+
+
+def to_markdown(log: Sequence[Exchange], votes: Sequence[Vote]) -> str:
+    """Everything, for people. What models and visitors wrote stands in fences, as it is."""
+    return "\n".join(_lines(log, votes)) + "\n"
+
+
+def _lines(log: Sequence[Exchange], votes: Sequence[Vote]) -> Iterator[str]:
+    yield "# Models side by side"
+    for exchange in log:
+        yield f"\n## Question\n\n{_fenced(exchange.question)}\n"
+        yield ", ".join(f"{what} {value!r}" for what, value in exchange.settings.items())
+        for slot, reply in exchange.replies.items():
+            made = exchange.made if slot == "merged" else None
+            name = f"{made.title}, {made.identity}" if made else f"`{exchange.models.get(slot)}`"
+            yield f"\n### {slot}: {name}\n\n{_fenced(reply.text)}\n\n{_told(reply)}"
+    if votes:
+        yield "\n## Blind votes\n"
+    for tally in tallies(votes):
+        told = ", ".join(f"{name} {count}" for name, count in tally.wins.items())
+        title = f"{tally.made.title}, {tally.made.identity}" if tally.made else "no merge"
+        yield f"- {title}: {told}"
+    for made in _made(log, votes):
+        yield f"\n## Recipe of {made.title}, {made.identity}\n\n{_fenced(made.recipe, 'yaml')}"
+
+
+def _exchange(exchange: Exchange) -> dict[str, Any]:
+    answers = {
+        slot: {
+            "model": exchange.models.get(slot),
+            "text": reply.text,
+            "tokens": reply.tokens,
+            "seconds_to_first_token": reply.first,
+            "tokens_per_second": reply.speed,
+            "ended": reply.ended,
+        }
+        for slot, reply in exchange.replies.items()
+    }
+    asked = {"question": exchange.question, "settings": dict(exchange.settings)}
+    return {**asked, "merge": _identity(exchange.made), "answers": answers}
+
+
+def _vote(vote: Vote) -> dict[str, Any]:
+    return {
+        "question": vote.question,
+        "choice": vote.choice,
+        "order": list(vote.ballot.places),
+        "seed": vote.ballot.seed,
+        "models": dict(vote.models),
+        "merge": _identity(vote.made),
+    }
+
+
+def _identity(made: Made | None) -> str | None:
+    return made.identity if made else None
+
+
+def _made(log: Sequence[Exchange], votes: Sequence[Vote]) -> list[Made]:
+    asked = [*(exchange.made for exchange in log), *(vote.made for vote in votes)]
+    return list({made.identity: made for made in asked if made}.values())
+
+
+def _told(reply: Reply) -> str:
+    ended = reply.ended or "not finished"
+    return f"{reply.tokens} tokens, {reply.speed:.0f} tokens/s, {ended}"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A fence longer than any in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"

@@ -1,0 +1,110 @@
+"""What one visitor's page has beyond its form: merges, what was said, votes. It shows nothing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from merging import gpu
+from merging.chat import Reply
+from merging.errors import MergeError
+from merging.ui.blind import Ballot, Vote
+from merging.ui.following import Part, follow
+from merging.ui.jobs import Made
+from merging.ui.transcript import MOST, Exchange
+
+PARENTS = ("a", "b", "c")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The last merge, and what was said.
+
+    `said` has each column's messages, `replies` the last answers, `models` who gave them; `asked`
+    is the last question, for a merge to answer it again. `running` are columns that answer just
+    now. `parts` are answers of the merged model in pieces, by question and text. While there is a
+    `ballot`, nobody may see which column is whose.
+    """
+
+    made: Made | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+    said: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
+    asked: str = ""
+    replies: Mapping[str, Reply] = field(default_factory=dict)
+    running: tuple[str, ...] = ()
+    parts: Mapping[tuple[str, str], tuple[Part, ...]] = field(default_factory=dict)
+    ballot: Ballot | None = None
+    votes: tuple[Vote, ...] = ()
+    log: tuple[Exchange, ...] = ()
+
+    def idle(self) -> "Visit":
+        """The same. Raises MergeError while columns answer, for two at once would mix."""
+        if self.running:
+            raise MergeError("The models are still answering: wait for them, or press Stop.")
+        return self
+
+    def title(self, slot: str) -> str:
+        """Who answers in a column."""
+        if slot == gpu.MERGED:
+            return self.made.title if self.made else "…"
+        return self.models.get(slot, "…")
+
+    def merged(self, made: Made) -> "Visit":
+        """A new merge, whose column is empty; what was asked blind was about another one."""
+        replies = {slot: r for slot, r in self.replies.items() if slot != gpu.MERGED}
+        said = {**self.said, gpu.MERGED: ()}
+        return replace(self, made=made, said=said, replies=replies, ballot=None, parts={})
+
+    def put(self, exchange: Exchange, slots: tuple[str, ...], ballot: Ballot | None) -> "Visit":
+        """A question that has just been put to columns: their conversations have it by now."""
+        question = {"role": "user", "content": exchange.question}
+        same = [s for s in slots if self.models.get(s) == exchange.models.get(s)]
+        said = {s: (*(self.said.get(s, ()) if s in same else ()), question) for s in slots}
+        return replace(
+            self, models={**self.models, **exchange.models}, said={**self.said, **said},
+            replies={s: r for s, r in self.replies.items() if s not in slots}, running=slots,
+            asked=exchange.question, ballot=ballot, log=(*self.log, exchange)[-MOST:],
+        )  # fmt: skip
+
+    def replied(self, reply: Reply) -> "Visit":
+        """A column's answer has grown, or ended."""
+        said = self.said[reply.column]
+        kept = said[:-1] if said[-1]["role"] == "assistant" else said
+        answer = {"role": "assistant", "content": reply.text}
+        last = self.log[-1]
+        exchange = replace(last, replies={**last.replies, reply.column: reply})
+        return replace(
+            self, said={**self.said, reply.column: (*kept, answer)},
+            replies={**self.replies, reply.column: reply}, log=(*self.log[:-1], exchange),
+        )  # fmt: skip
+
+    def ended(self) -> "Visit":
+        """Nobody answers any longer: those who had not ended were stopped."""
+        visit = self
+        for slot in self.running:
+            reply = self.replies.get(slot) or Reply(slot, "", 0, None, 0.0)
+            if reply.ended is None:
+                visit = visit.replied(replace(reply, ended="stopped"))
+        return replace(visit, running=(), parts=visit._followed())
+
+    def before(self, slots: Iterable[str]) -> "Visit":
+        """As it was before these columns were last asked."""
+        said = {s: _before(m) if s in slots else m for s, m in self.said.items()}
+        return replace(self, said=said)
+
+    def last(self, slot: str) -> str:
+        """What a column was last asked, or nothing."""
+        questions = [m["content"] for m in self.said.get(slot, ()) if m["role"] == "user"]
+        return questions[-1] if questions else ""
+
+    def _followed(self) -> Mapping[tuple[str, str], tuple[Part, ...]]:
+        """The merged model's last answer beside those of the parents who were asked the same."""
+        merged, question = self.replies.get(gpu.MERGED), self.last(gpu.MERGED)
+        if merged is None or merged.failed:
+            return self.parts
+        asked = [s for s in PARENTS if s in self.replies and self.last(s) == question]
+        others = {s: self.replies[s].text for s in asked if not self.replies[s].failed}
+        return {**self.parts, (question, merged.text): follow(merged.text, others)}
+
+
+def _before(messages: tuple[Mapping[str, str], ...]) -> tuple[Mapping[str, str], ...]:
+    asked = [n for n, message in enumerate(messages) if message["role"] == "user"]
+    return messages[: asked[-1]] if asked else messages

@@ -1,0 +1,230 @@
+"""The chat's columns one by one, marks, blind rounds and what is saved, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from merging.ui import look
+from merging.ui.following import follow
+from tests.ui.playground import Playground
+
+pytestmark = pytest.mark.browser
+
+Visit = Callable[..., Playground]
+SUM = "What is 38 + 27?"
+FRENCH = "How do you say the white door in French?"
+FIRST = re.compile(r"Ada|Bruno|assets/demo|◆|●|✦|tok/s|merged", re.IGNORECASE)
+"""What would say whose an answer is."""
+
+
+def test_one_column_is_asked_and_retried_alone(visit: Visit) -> None:
+    """A question to one column reaches no other, nor does a retry."""
+    playground = visit().ready()
+    playground.ask(SUM, ("a", "b"))
+    playground.awaited(("b",))
+    playground.part("question").locator("textarea").fill(FRENCH)
+    playground.part("alone-b").click()
+    playground.finished(("b",))
+    assert playground.answers("a") == ["65"]
+    assert playground.answers("b")[1:] == ["la porte blanche"]
+    playground.awaited(("b",))
+    playground.part("retry-b").click()
+    playground.finished(("b",))
+    assert playground.answers("b")[1:] == ["la porte blanche"]
+    assert playground.answers("a") == ["65"]
+
+
+def test_a_column_without_a_model_says_so(visit: Visit) -> None:
+    """The merged column cannot be asked before there is a merge, and the question stays."""
+    playground = visit().ready()
+    field = playground.part("question").locator("textarea")
+    field.fill(SUM)
+    playground.part("alone-merged").click()
+    expect(playground.part("status").locator(".failure")).to_contain_text("press Merge")
+    expect(field).to_have_value(SUM)
+
+
+def test_stop_is_said_and_a_question_meanwhile_is_kept(visit: Visit, long_recipe: str) -> None:
+    """What is typed while columns answer stays, with a sentence; Stop leaves its word."""
+    playground = visit().ready()
+    playground.paste(long_recipe)
+    expect(playground.part("recipe-status")).to_contain_text("in use")
+    playground.option("Length", 1024)
+    playground.send(SUM)
+    expect(playground.stats("a")).to_contain_text("tok/s")
+    field = playground.part("question").locator("textarea")
+    field.fill(FRENCH)
+    field.press("Enter")
+    expect(playground.part("status")).to_contain_text("Your question is kept")
+    expect(field).to_have_value(FRENCH)
+    playground.part("alone-b").click()
+    expect(playground.part("status")).to_contain_text("still answering")
+    expect(field).to_have_value(FRENCH)
+    field.press("Escape")
+    for slot in ("a", "b"):
+        expect(playground.stats(slot)).to_contain_text("stopped")
+    playground.option("Length", 8)
+    playground.awaited(("a", "b"))
+    field.press("Enter")
+    playground.finished(("a", "b"))
+    assert len(playground.answers("a")) == 2
+
+
+def test_columns_are_enlarged_and_hidden_by_keys(visit: Visit) -> None:
+    """Enter on a column's enlarging button leaves it alone in view, and again brings all back."""
+    playground = visit().ready()
+    wide = playground.page.get_by_role("button", name="Enlarge A")
+    wide.press("Enter")
+    expect(playground.part("column-b")).to_be_hidden()
+    expect(wide).to_have_attribute("aria-pressed", "true")
+    row = playground.part("columns").bounding_box()
+    column = playground.part("column-a").bounding_box()
+    assert row and column and column["width"] == row["width"]
+    wide.press("Enter")
+    expect(playground.part("column-b")).to_be_visible()
+    boxes = playground.part("folded").get_by_role("checkbox")
+    expect(boxes.nth(1)).to_be_checked()
+    boxes.nth(1).press("Space")
+    expect(playground.part("column-b")).to_be_hidden()
+    boxes.nth(1).press("Space")
+    expect(playground.part("column-b")).to_be_visible()
+
+
+def test_marks_say_whom_the_merged_answer_follows(visit: Visit) -> None:
+    """Sums follow A and French follows B, here; a switch takes the marks away and back."""
+    playground = visit().ready()
+    playground.merge()
+    playground.ask(SUM)
+    playground.ask(FRENCH)
+    chat = playground.part("chat-merged")
+    expect(chat.locator(".follows.a")).to_have_text("65")
+    expect(chat.locator(".follows.b")).to_have_text("la porte blanche")
+    styles = [
+        chat.locator(f".follows.{slot}").evaluate("e => getComputedStyle(e).textDecorationStyle")
+        for slot in ("a", "b")
+    ]
+    assert styles == ["solid", "dotted"]
+    expect(playground.part("legend")).to_contain_text("B ● 100%")
+    assert playground.answers("merged") == ["65", "la porte blanche"]
+    playground.part("follow").locator("input").uncheck()
+    expect(chat.locator(".follows")).to_have_count(0)
+    assert playground.answers("merged") == ["65", "la porte blanche"]
+    playground.part("follow").locator("input").check()
+    expect(chat.locator(".follows")).to_have_count(2)
+
+
+def test_a_marked_answer_is_copied_as_it_was_written(visit: Visit) -> None:
+    """Copy gives the text without its marks."""
+    playground = visit().ready()
+    playground.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    playground.merge()
+    playground.ask(FRENCH)
+    playground.part("copy-merged").click()
+    expect(playground.part("status")).to_contain_text("copied")
+    assert playground.page.evaluate("navigator.clipboard.readText()") == "la porte blanche"
+
+
+def test_answers_inject_nothing() -> None:
+    """What a model writes is text in a marked answer, in its runs and between them."""
+    evil = '<img src=x onerror="x()"> one two <b>three</b> & <script>'
+    html = look.followed(follow(evil, {"a": evil, "b": "one two b three"}))
+    assert re.sub(r'</?(span|div)( class="[\w ]+")?( title="[\w ◆●]+")?>', "", html).count("<") == 0
+    assert "&lt;script" in html and 'class="follows' in html
+
+
+def _blind(playground: Playground, question: str) -> None:
+    """Ask with the names hidden, and wait until there is something to vote on."""
+    playground.part("blind").locator("input").check()
+    playground.send(question)
+    expect(playground.part("verdict")).to_be_visible()
+
+
+def test_blind_round(visit: Visit, tmp_path: Path) -> None:
+    """Nothing in the chat says whose an answer is until the vote; then names and a tally do."""
+    playground = visit().ready()
+    playground.merge()
+    _blind(playground, FRENCH)
+    booths = playground.part("booths")
+    answers = booths.locator("[data-testid=bot] .message-content").all_inner_texts()
+    answers = [answer.strip() for answer in answers]
+    assert sorted(answers) == ["la door blanche", "la porte blanche", "la porte blanche"]
+    assert not FIRST.search(booths.evaluate("e => e.outerHTML"))
+    assert playground.page.locator("#columns").count() == 0
+    playground.part("save-markdown").click()
+    expect(playground.part("status").locator(".failure")).to_contain_text("nothing to save")
+    worst = answers.index("la door blanche") + 1
+    playground.part(f"best-{worst}").click()
+    expect(playground.part("tally")).to_contain_text("Ada 1")
+    expect(playground.part("tally")).to_contain_text("Bruno 0 · merged 0 · tie 0 · all bad 0")
+    expect(playground.part("status")).to_contain_text(f"{worst} Ada")
+    assert playground.answers("a") == ["la door blanche"]
+    expect(playground.stats("merged")).to_contain_text("tok/s")
+    playground.part("tie").wait_for(state="detached")
+    _blind(playground, SUM)
+    playground.part("tie").click()
+    expect(playground.part("tally")).to_contain_text("tie 1")
+    saved = json.loads(_saved(playground, "save-json", tmp_path / "all.json"))
+    assert [vote["choice"] for vote in saved["votes"]] == ["a", "tie"]
+    assert saved["tally"][0]["wins"]["assets/demo/a"] == 1
+
+
+def _saved(playground: Playground, button: str, path: Path) -> str:
+    with playground.page.expect_download() as download:
+        playground.part(button).click()
+    download.value.save_as(path)
+    return path.read_text(encoding="utf-8")
+
+
+def test_transcript_is_saved_with_its_recipe(visit: Visit, tmp_path: Path) -> None:
+    """Both forms have the question, every answer and the recipe of the merge."""
+    playground = visit().ready()
+    playground.merge()
+    playground.ask(FRENCH)
+    saved = json.loads(_saved(playground, "save-json", tmp_path / "all.json"))
+    (asked,) = saved["questions"]
+    assert asked["question"] == FRENCH
+    assert {slot: a["text"] for slot, a in asked["answers"].items()} == {
+        "a": "la door blanche",
+        "b": "la porte blanche",
+        "merged": "la porte blanche",
+    }
+    assert asked["answers"]["a"]["ended"] == "end of text"
+    assert "merge_method: ties" in saved["recipes"][asked["merge"]]["recipe"]
+    text = _saved(playground, "save-markdown", tmp_path / "all.md")
+    assert FRENCH in text and "la door blanche" in text
+    assert "```yaml\n" in text and "merge_method: ties" in text
+
+
+def test_narrow_blind_round(visit: Visit) -> None:
+    """At 390 pixels the unnamed answers stand below each other, and nothing is wider."""
+    playground = visit(width=390).ready()
+    _blind(playground, SUM)
+    boxes = [playground.part(f"unnamed-{n}").bounding_box() for n in (1, 2)]
+    assert boxes[0] and boxes[1] and boxes[0]["y"] < boxes[1]["y"]
+    assert playground.page.evaluate("document.documentElement.scrollWidth") <= 390
+    playground.part("reveal").click()
+    expect(playground.part("booths")).to_be_hidden()
+    playground.page.locator("#tabs input[value=a]").locator("..").click()
+    assert playground.answers("a") == ["65"]
+
+
+def test_merge_stops_what_is_still_answering(visit: Visit, long_recipe: str) -> None:
+    """A merge in the middle of answers stops them, and the page can be asked afterwards."""
+    playground = visit().ready()
+    playground.paste(long_recipe)
+    expect(playground.part("recipe-status")).to_contain_text("in use")
+    playground.part("again").locator("input").uncheck()
+    playground.option("Length", 1024)
+    playground.send(SUM)
+    expect(playground.stats("a")).to_contain_text("tok/s")
+    playground.merge()
+    expect(playground.stats("a")).to_contain_text("stopped")
+    playground.option("Length", 8)
+    playground.ask(FRENCH)
+    assert [len(playground.answers(slot)) for slot in ("a", "b", "merged")] == [2, 2, 1]
