@@ -169,7 +169,7 @@ LIES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: broken_header(f, lambda h: tensor(h).update(data_offsets=[1 << 40, 1 << 41])),
         "offsets",
     ),
-    "shape": (lambda f: broken_header(f, lambda h: tensor(h).update(shape=[-32])), "shape"),
+    "shape": (lambda f: broken_header(f, lambda h: tensor(h).update(shape=[-32])), "whole numbers"),
     "pickles": (lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"), "only pickles"),
     "index": (
         lambda f: ((f / WEIGHTS).unlink(),

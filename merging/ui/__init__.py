@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from merging.sources import APP
-from merging.ui import asking, choosing, comparing, finding, keeping, look
+from merging.ui import asking, choosing, comparing, deciding, finding, keeping, look
 from merging.ui import form as forms
 from merging.ui.api import LIMIT, endpoints
 from merging.ui.blind import BAD, TIE
@@ -54,6 +54,7 @@ def build() -> gr.Blocks:
         _finding(page)
         _running(page)
         _comparing(page)
+        _deciding(page)
         _keeping(blocks, page)
         _showing(page)
         _remembering(blocks, page)
@@ -178,6 +179,22 @@ def _comparing(page: Page) -> None:
     for wide in (*named, *(booth.wide for booth in page.unnamed)):
         wide.click(None, js=f"() => window.playground.enlarge('{wide.elem_id}')")
     page.folded.change(None, page.folded, js="(slots) => window.playground.fold(slots)")
+
+
+def _deciding(page: Page) -> None:
+    """Whatever looks into the merged model's answer."""
+    shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status}
+    quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    _on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown, **LIMIT)
+    asked = {page.visit, page.pins, page.looked_into, page.token}
+
+    def place(at: gr.SelectData) -> int:
+        return int(at.index) + 1
+
+    last = {**LIMIT, "trigger_mode": "always_last"}
+    _on(page.token.input, deciding.choose, page, asked, shown, **last)
+    clicked = page.strip.select(place, None, page.token, **quick)
+    _on(clicked.then, deciding.choose, page, asked, shown, **LIMIT)
 
 
 def _keeping(blocks: gr.Blocks, page: Page) -> None:

@@ -89,17 +89,17 @@ def _asked(
     page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
 ) -> Iterator[Updates]:
     visit: Visit = values[page.visit].idle()
-    names = _names(page, values)
+    models = names(page, values)
     made = visit.made if gpu.MERGED in slots else None
-    slots = tuple(s for s in slots if s in names or (s == gpu.MERGED and made))
+    slots = tuple(s for s in slots if s in models or (s == gpu.MERGED and made))
     if not slots:
         raise MergeError("Nobody answers in this column yet: choose a model, or press Merge.")
-    parents = {slot: names[slot] for slot in slots if slot != gpu.MERGED}
+    parents = {slot: models[slot] for slot in slots if slot != gpu.MERGED}
     job = yield from followed(page, jobs.job_of(parents, made, visitor), "status")
     question, settings = Question({}, **_sampling(page, values)), _settings(page, values)
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
     visit = visit.put(Exchange(text, settings, parents, made), slots, ballot)
-    asked = {slot: _with_system(values[page.system], visit.said[slot]) for slot in slots}
+    asked = {slot: with_system(values[page.system], visit.said[slot]) for slot in slots}
     yield {page.status: ""} | showing.stage(page, visit, values)
     try:
         for event in jobs.run(replace(job, question=replace(question, conversations=asked))):
@@ -141,7 +141,7 @@ def followed(page: Page, steps: Any, where: str) -> Any:
             return end.value
 
 
-def _names(page: Page, values: Values) -> dict[str, str]:
+def names(page: Page, values: Values) -> dict[str, str]:
     """The model of each parent's column; the base's only where it is wanted."""
     picked = {slot: values[picker] for slot, picker in page.form.pickers.items()}
     return {
@@ -149,7 +149,7 @@ def _names(page: Page, values: Values) -> dict[str, str]:
     }
 
 
-def _with_system(
+def with_system(
     system: str | None, messages: tuple[Mapping[str, str], ...]
 ) -> tuple[Mapping[str, str], ...]:
     if not (system or "").strip():

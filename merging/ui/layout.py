@@ -53,6 +53,11 @@ class Page:
     blind: gr.Checkbox
     follow: gr.Checkbox
     saved: gr.JSON
+    strip: gr.HighlightedText
+    token: gr.Slider
+    bars: gr.HTML
+    looked_status: gr.HTML
+    looked_into: gr.State
     system: gr.Textbox
     temperature: gr.Slider
     seed: gr.Number
@@ -119,6 +124,8 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             parts |= _merge(pickers, buttons)
     with gr.Column(elem_classes=["card"], elem_id="chat"):
         parts |= _chat(known[0], buttons)
+        with gr.Accordion("Where the merge decides", open=False, elem_id="deciding"):
+            parts |= _deciding(buttons)
         with gr.Accordion("Settings", open=False):
             parts |= _settings()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
@@ -238,6 +245,24 @@ def _switches() -> dict[str, Any]:
             False, label="Blind: no names until you vote", elem_id="blind", min_width=0,
             container=False,
         ),
+    }  # fmt: skip
+
+
+def _deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.hint(
+        "Every model reads the merged model's last answer. Each token is marked with the parent "
+        "whose next-token probabilities are nearest there; choose one to see what each would say."
+    ))  # fmt: skip
+    with gr.Row(elem_classes=["tools"]):
+        buttons["look-into"] = _small("look-into", "Look into the merged answer")
+    strip = gr.HighlightedText(
+        label="The merged answer, token by token", show_legend=True, show_inline_category=False,
+        combine_adjacent=False, color_map=look.NEAR, visible=False, elem_id="strip",
+    )  # fmt: skip
+    token = gr.Slider(1, 2, 1, step=1, label="Token", visible=False, elem_id="token")
+    return {
+        "strip": strip, "token": token, "bars": gr.HTML(elem_id="bars"),
+        "looked_status": gr.HTML(elem_id="looked-status"), "looked_into": gr.State(None),
     }  # fmt: skip
 
 

@@ -20,6 +20,11 @@ from merging.ui.jobs import Made
 MARKS = {"base": "○", "a": "◆", "b": "●", "c": "▲", "merged": "✦"}
 EMBEDDED = {"assets/demo/base": "Mini", "assets/demo/a": "Ada", "assets/demo/b": "Bruno"}
 """What the embedded models call themselves."""
+NEAR = {
+    "A": "#2563eb", "B": "#b45309", "C": "#0d9488", "all": "#64748b", "neither": "#be123c",
+    "not comparable": "#94a3b8",
+}  # fmt: skip
+"""Colours of a token by the parents to whom the merged model is near; each is named beside it."""
 SIGNS = {"green": "✓", "amber": "!", "red": "✕"}
 HEAD = """<div class="top"><h1>Merge playground</h1>
 <p>Merge two or three models, then ask all of them at once.</p></div>"""
@@ -138,10 +143,10 @@ def slot_name(slot: str) -> str:
 
 
 def column_head(slot: str, title: str, stats: str = "") -> str:
-    name = slot_name(slot)
+    name, own = slot_name(slot), f" · {escape(title)}" if title else ""
     return (
         f'<div class="head"><span class="mark {slot}">{MARKS[slot]}</span>'
-        f'<b>{name[0].upper()}{name[1:]}<span class="title"> · {escape(title)}</span></b>'
+        f'<b>{name[0].upper()}{name[1:]}<span class="title">{own}</span></b>'
         f'<span class="stats">{escape(stats)}</span></div>'
     )
 

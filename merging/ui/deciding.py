@@ -1,0 +1,139 @@
+"""Where the merged model decides like whom: token by token along its answer, and what each model
+would have said next at one of them.
+
+It shows what `nexttoken` finds, and computes nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from html import escape
+
+import gradio as gr
+
+from merging import gpu
+from merging.errors import MergeError
+from merging.merge import Progress
+from merging.nexttoken import Choice, Distance, Inspection, NextTokens
+from merging.ui import asking, jobs, look
+from merging.ui.errors import Updates, Values, shows_errors
+from merging.ui.layout import Page
+from merging.ui.visit import Visit
+from merging.ui.visitor import Visitor
+
+ALIKE = 0.1
+"""Nats: two parents that differ by less are equally near."""
+FAR = 1.0
+"""Nats: beyond it nobody would have said this as the merged model does."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The answer that is looked into, so that another token of it can be chosen."""
+
+    inspection: Inspection | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+
+
+@shows_errors("looked_status")
+def look_into(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """Have all models read the merged model's last answer, from its first token on."""
+    visit: Visit = values[page.visit].idle()
+    reply = visit.replies.get(gpu.MERGED)
+    if visit.ballot:
+        raise MergeError("This would say which answer is the merged model's: vote first.")
+    if visit.made is None or reply is None or not reply.text:
+        raise MergeError("There is no answer of the merged model yet: press Merge, and ask.")
+    models = asking.names(page, values)
+    last = max(n for n, m in enumerate(visit.said[gpu.MERGED]) if m["role"] == "user")
+    messages = asking.with_system(values[page.system], visit.said[gpu.MERGED][: last + 1])
+    talks = dict.fromkeys((*models, gpu.MERGED), messages)
+    inspection = Inspection(talks, reply.text, gpu.MERGED)
+    yield from _looked(page, visitor, visit, Looked(inspection, models))
+
+
+@shows_errors("looked_status")
+def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """The same at another token; the last choice is what would follow the answer."""
+    looked: Looked | None = values[page.looked_into]
+    if looked is None or looked.inspection is None:
+        raise MergeError("There is nothing to choose from yet: look into an answer first.")
+    inspection = replace(looked.inspection, position=int(values[page.token]) - 1)
+    visit: Visit = values[page.visit].idle()
+    yield from _looked(page, visitor, visit, replace(looked, inspection=inspection))
+
+
+def _looked(page: Page, visitor: Visitor, visit: Visit, looked: Looked) -> Iterator[Updates]:
+    steps = jobs.job_of(looked.models, visit.made, visitor)
+    job = yield from asking.followed(page, steps, "looked_status")
+    for event in jobs.run(replace(job, inspection=looked.inspection)):
+        if isinstance(event, Progress):
+            yield {page.looked_status: look.progress(event)}
+        elif isinstance(event, NextTokens):
+            yield {
+                page.looked_into: looked,
+                page.strip: gr.update(value=_strip(event), visible=True),
+                page.token: gr.update(
+                    value=event.position + 1, maximum=len(event.tokens) + 1, visible=True
+                ),
+                page.bars: _bars(event),
+                page.looked_status: "",
+            }
+
+
+def _strip(found: NextTokens) -> list[tuple[str, str]]:
+    """Every token with whom it is near to."""
+    return [
+        (text or " ", _near({slot: along[n] for slot, along in found.distances.items()}))
+        for n, text in enumerate(found.tokens)
+    ]
+
+
+def _near(distances: Mapping[str, Distance]) -> str:
+    """Which parent the merged model is like at one token."""
+    parents = {s: d.nats for s, d in distances.items() if s != "base" and d.nats is not None}
+    if not parents:
+        return "not comparable"
+    nearest = min(parents.values())
+    if nearest > FAR:
+        return "neither"
+    like = [slot for slot, nats in parents.items() if nats - nearest < ALIKE]
+    return "all" if len(like) == len(parents) > 1 else " and ".join(map(look.slot_name, like))
+
+
+def _bars(found: NextTokens) -> str:
+    """Five likeliest tokens of every column, and how far each is from the merged one there."""
+    said = found.tokens[found.position] if found.position < len(found.tokens) else ""
+    what = f"Token {found.position + 1}, “{said}”" if said else "After the last token"
+    columns = "".join(
+        f"<div>{look.column_head(slot, '', _far(found, slot))}{_choices(choices, said)}</div>"
+        for slot, choices in sorted(found.choices.items(), key=lambda item: item[0] == gpu.MERGED)
+    )
+    told = "".join(look.failure(text) for text in found.failed.values())
+    return f'<p class="hint">{escape(what)}: what each would have said</p>{told}' + (
+        f'<div class="nexts">{columns}</div>'
+    )
+
+
+def _far(found: NextTokens, slot: str) -> str:
+    along = found.distances.get(slot, ())
+    if found.position >= len(along):
+        return ""
+    at = along[found.position]
+    unknown = f"{at.missing:.0%} on tokens that the other lacks"
+    if at.nats is None:
+        return f"not comparable: {unknown}"
+    return f"{at.nats:.2f} nats from merged" + (f" · {unknown}" if at.missing >= 0.005 else "")
+
+
+def _choices(choices: tuple[Choice, ...], said: str) -> str:
+    rows = "".join(
+        f"<li{' class=said' if c.text == said else ''}><code>{_shown(c.text)}</code>"
+        f'<i style="width:{100 * c.probability:.0f}%"></i><b>{c.probability:.0%}</b></li>'
+        for c in choices
+    )
+    return f"<ol>{rows}</ol>"
+
+
+def _shown(text: str) -> str:
+    """Blanks and line ends can be seen."""
+    return escape(text).replace(" ", "␣").replace("\n", "⏎") or "∅"

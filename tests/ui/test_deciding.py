@@ -1,0 +1,61 @@
+"""Where the merge decides like whom, looked into in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.ui.playground import Playground
+
+pytestmark = pytest.mark.browser
+
+SUM = "What is 38 + 27?"
+
+
+def test_the_merged_answer_token_by_token(visit: Callable[..., Playground]) -> None:
+    """At each token that is chosen, the merged model's likeliest is the one it said; the parents
+    have theirs beside it, and the page says which of them is nearer.
+    """
+    playground = visit().ready()
+    playground.unfold("Where the merge decides")
+    playground.part("look-into").click()
+    expect(playground.part("looked-status").locator(".failure")).to_contain_text("press Merge")
+    playground.merge()
+    playground.ask(SUM)
+    assert playground.answers("merged") == ["65"]
+    playground.part("look-into").click()
+    bars = playground.part("bars")
+    expect(bars.locator(".nexts > div")).to_have_count(3)
+    expect(playground.part("looked-status").locator(".failure")).to_have_count(0)
+    tokens = playground.part("strip").locator(".token-container")
+    expect(tokens.first).to_be_visible()
+    said = [text.strip() for text in tokens.all_inner_texts()]
+    assert "".join(said) == "65"
+    expect(playground.part("strip")).to_contain_text(re.compile("A|B|all|neither"))
+    for number, text in enumerate(said):
+        tokens.nth(number).click()
+        expect(bars).to_contain_text(f"Token {number + 1}, “{text}”")
+        merged = bars.locator(".nexts > div").last.locator("li")
+        expect(merged.first.locator("code")).to_have_text(text)
+        expect(merged.first).to_have_class("said")
+        expect(bars.locator(".nexts > div").first).to_contain_text("nats from merged")
+    slider = playground.part("token").locator("input[type=range]")
+    slider.press("Home")
+    expect(bars).to_contain_text(f"Token 1, “{said[0]}”")  # by keyboard alone
+    shares = [int(share.rstrip("%")) for share in merged.locator("b").all_inner_texts()]
+    assert shares == sorted(shares, reverse=True) and sum(shares) <= 102
+
+
+def test_a_blind_round_is_not_given_away(visit: Callable[..., Playground]) -> None:
+    """Before the vote nobody can look into the merged model's answer."""
+    playground = visit().ready()
+    playground.merge()
+    playground.part("blind").locator("input").check()
+    playground.send(SUM)
+    expect(playground.part("verdict")).to_be_visible(timeout=60_000)
+    playground.unfold("Where the merge decides")
+    playground.part("look-into").click()
+    expect(playground.part("looked-status").locator(".failure")).to_contain_text("vote first")
