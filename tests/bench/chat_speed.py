@@ -15,8 +15,8 @@ Of each run: summed tokens/s, reading the prompts included; seconds until the fi
 column has its first token; the peak of memory above the same process before it loaded the models,
 by the bytes of their weights (only on Linux); seconds that cores worked for it, which say more than
 the clock on a busy machine; and the cores that other programs used meanwhile.
-Figures are medians over the runs. On a busy machine generate suffers more, since its threads wait
-for one another at every product. Ratios are of one run's chat to the generate that follows it.
+Figures are medians over the runs, ratios those of one run's chat to the generate that follows it.
+Where others use more than half a core they say little: both ways need all of them.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Seen:
-    """One run. `peak` is memory by the bytes of the weights, `cpu` seconds that cores worked for it,
-    `others` the cores that others used."""
+    """One run. `peak` is memory by the bytes of the weights, `cpu` seconds that cores worked for
+    it, `others` the cores that others used."""
 
     way: str
     tokens: int
