@@ -145,6 +145,19 @@ def test_stopped_merge_publishes_nothing() -> None:
     assert any(isinstance(event, gpu.Merged) for event in gpu.run(job))
 
 
+def test_stopped_anywhere_gives_its_models_back() -> None:
+    """Closed after any event, a job leaves no model lent, and is done in full the next time."""
+    job = asking(decided())
+    whole = answers(job)
+    for point in range(1, 9):
+        running = gpu.run(job)
+        for _ in zip(range(point), running, strict=False):
+            pass
+        running.close()  # type: ignore[attr-defined]  # it is a generator
+        assert not any(gpu._library().lent.values())
+    assert answers(job) == whole
+
+
 def test_other_values_other_merge() -> None:
     """Two merges of the same parents live side by side, each with its own answer."""
     one, other = (asking(decided(TIES.replace("lambda: 1.0", f"lambda: {x}"))) for x in (1.0, 0.0))

@@ -13,9 +13,10 @@ take turns in one process, the models loaded once:
 
 Of each run: summed tokens/s, reading the prompts included; seconds until the first and the last
 column has its first token; the peak of memory above the same process before it loaded the models,
-by the bytes of their weights (only on Linux); and the cores that other programs used meanwhile.
-Figures are medians over the runs. On a busy machine generate suffers more, since its threads wait
-for one another at every product. Ratios are of one run's chat to the generate that follows it.
+by the bytes of their weights (only on Linux); seconds that cores worked for it, which say more than
+the clock on a busy machine; and the cores that other programs used meanwhile.
+Figures are medians over the runs, ratios those of one run's chat to the generate that follows it.
+Where others use more than half a core they say little: both ways need all of them.
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ from tests.slow import memory, smol
 ASKED = ({"role": "user", "content": "Tell a long story about a lighthouse keeper and the sea."},)
 COLUMNS = (
     "way", "tokens", "tok/s", "first token s", "last column's first s", "peak by weights",
-    "others' cores",
+    "CPU s", "others' cores",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One run. `peak` is memory by the bytes of the weights, `others` cores used by others."""
+    """One run. `peak` is memory by the bytes of the weights, `cpu` seconds that cores worked for
+    it, `others` the cores that others used."""
 
     way: str
     tokens: int
@@ -63,6 +65,7 @@ class Seen:
     first: float
     last: float
     text: tuple[str, ...] = ()
+    cpu: float = 0.0
     others: float = 0.0
     peak: float = 0.0
 
@@ -161,8 +164,9 @@ def work(folders: Sequence[Path], tokens: int, runs: int) -> None:
             start, before = time.monotonic(), busy()
             seen = WAYS[way](models, tokens)
             took, after = time.monotonic() - start, busy()
-            others = (after[0] - before[0] - (after[1] - before[1])) / took
-            say(asdict(seen) | {"others": max(0.0, others)})
+            cpu = after[1] - before[1]
+            others = (after[0] - before[0] - cpu) / took
+            say(asdict(seen) | {"cpu": cpu, "others": max(0.0, others)})
 
 
 def say(what: Mapping[str, Any]) -> None:
@@ -220,7 +224,7 @@ def table(runs: Sequence[Seen]) -> None:
             f"{median(seen.tokens for seen in mine):.0f}",
             f"{median(speed):.1f} ({min(speed):.1f} to {max(speed):.1f})",
             *(f"{median(values):.2f}" for values in zip(
-                *((s.first, s.last, s.peak, s.others) for s in mine), strict=True)),
+                *((s.first, s.last, s.peak, s.cpu, s.others) for s in mine), strict=True)),
         ]  # fmt: skip
         print(f"| {' | '.join([way, *cells])} |")
 
