@@ -145,8 +145,7 @@ def _running(page: Page) -> None:
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.pins, *page.answered()}, cancels=trying,
-                  **LIMIT)  # fmt: skip
+                  {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
     for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):

@@ -27,10 +27,7 @@ from merging.ui.visitor import Visitor
 @shows_errors("progress")
 def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fetch, merge, and let the merged column answer the last question again."""
-    visit: Visit = values[page.visit]
-    if visit.running:  # Merge stops them: what they say meanwhile could not be told from this
-        visit = visit.ended()
-        yield showing.stage(page, visit, values)
+    visit: Visit = values[page.visit].idle()
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {page.progress: look.bar(0, "Reading headers")}
     made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")

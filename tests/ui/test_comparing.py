@@ -214,20 +214,20 @@ def test_narrow_blind_round(visit: Visit) -> None:
     assert playground.answers("a") == ["65"]
 
 
-def test_merge_stops_what_is_still_answering(visit: Visit, long_recipe: str) -> None:
-    """A merge in the middle of answers stops them, and the page can be asked afterwards."""
+def test_merge_waits_for_answers(visit: Visit, long_recipe: str) -> None:
+    """Merge in the middle of answers says to wait or to stop them; once stopped, it merges."""
     playground = visit().ready()
     playground.paste(long_recipe)
     expect(playground.part("recipe-status")).to_contain_text("in use")
-    playground.part("again").locator("input").uncheck()
     playground.option("Length", 1024)
     playground.send(SUM)
     expect(playground.stats("a")).to_contain_text("tok/s")
-    playground.merge()
+    playground.part("merge").click()
+    expect(playground.part("progress").locator(".failure")).to_contain_text("still answering")
+    playground.page.keyboard.press("Escape")
     expect(playground.stats("a")).to_contain_text("stopped")
     playground.option("Length", 8)
-    playground.ask(FRENCH)
-    assert [len(playground.answers(slot)) for slot in ("a", "b", "merged")] == [2, 2, 1]
+    playground.merge()
 
 
 def test_an_earlier_merge_stands_beside_the_next(visit: Visit, tmp_path: Path) -> None:
