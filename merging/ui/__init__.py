@@ -22,6 +22,7 @@ from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
 from merging.ui.limits import OwnPage, RequestCap
 from merging.ui.routes import downloads
+from merging.ui.visit import PINNED
 from merging.ui.visitor import visitor
 from merging.yaml_text import MAX_BYTES
 
@@ -145,8 +146,7 @@ def _running(page: Page) -> None:
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.pins, *page.answered()}, cancels=trying,
-                  **LIMIT)  # fmt: skip
+                  {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
     for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):
@@ -172,6 +172,9 @@ def _comparing(page: Page) -> None:
         saving = _on(page.buttons[name].click, partial(comparing.save, kind=kind), page,
                      {page.visit}, {page.saved, page.status}, **quick)  # fmt: skip
         saving.then(None, page.saved, js="(file) => window.playground.save(file)")
+    pin, unpin = page.columns["merged"].buttons["pin"], page.columns[PINNED].buttons["unpin"]
+    _on(pin.click, comparing.pin, page, drawn, page.answered(), **quick)
+    _on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick)
     copying = _on(page.columns["merged"].buttons["copy"].click, comparing.copy, page, {page.visit},
                   {page.saved}, **quick)  # fmt: skip
     copying.then(None, page.saved, js="(copied) => window.playground.copy(copied.text)")

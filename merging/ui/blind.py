@@ -27,6 +27,7 @@ class Vote:
     ballot: Ballot
     models: Mapping[str, str]
     made: Made | None
+    pinned: Made | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import gradio as gr
 
 from merging.ui import look
+from merging.ui.visit import PINNED
 
-SLOTS = ("base", "a", "b", "c", "merged")
+SLOTS = ("base", "a", "b", "c", "merged", PINNED)
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,12 @@ class Booth:
 
 
 def column(slot: str) -> Column:
-    name = {"base": "the base", "merged": "the merged model"}.get(slot, f"model {slot.upper()}")
+    names = {"base": "the base", "merged": "the merged model", PINNED: "the pinned merge"}
+    name = names.get(slot, f"model {slot.upper()}")
     short = look.slot_name(slot)
     with gr.Column(
         elem_id=f"column-{slot}", elem_classes=["answers", slot], min_width=200,
-        visible=slot not in ("base", "c"),
+        visible=slot not in ("base", "c", PINNED),
     ) as box:  # fmt: skip
         head = gr.HTML(look.column_head(slot, "…"), elem_classes=["column-head"])
         buttons = {"wide": _wide(f"wide-{slot}", short)}
@@ -52,6 +54,9 @@ def column(slot: str) -> Column:
             buttons["alone"] = _tool(f"alone-{slot}", f"Ask {short} alone")
             if slot == "merged":  # gradio copies texts, and a marked answer is none
                 buttons["copy"] = _tool(f"copy-{slot}", "Copy")
+                buttons["pin"] = _tool("pin", "Pin this merge")
+            if slot == PINNED:
+                buttons["unpin"] = _tool("unpin", "Unpin")
     return Column(slot, box, head, chat, buttons)
 
 

@@ -15,7 +15,7 @@ from merging.ui import look, showing, transcript
 from merging.ui.blind import Vote, tallies
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.layout import Page
-from merging.ui.visit import Visit
+from merging.ui.visit import PINNED, Visit
 from merging.ui.visitor import Visitor
 
 SETTLING = 0.3
@@ -49,7 +49,7 @@ def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  #
     """Forget what was said. Votes stand: they are about merges."""
     visit: Visit = values[page.visit]
     empty: Updates = {c.chat: [] for c in page.columns.values()}
-    visit = Visit(visit.made, visit.models, votes=visit.votes)
+    visit = Visit(visit.made, visit.pinned, visit.models, votes=visit.votes)
     yield showing.stage(page, visit, values) | empty | {page.legend: "", page.status: ""}
 
 
@@ -81,9 +81,10 @@ def vote(
         raise MergeError("There is nothing to vote on: ask a question first.")
     places = visit.ballot.places
     chosen = places[choice] if isinstance(choice, int) else choice
-    models = {slot: visit.models.get(slot, slot) for slot in places}
-    made = visit.made if gpu.MERGED in places else None
-    votes = (*visit.votes, Vote(visit.asked, chosen, visit.ballot, models, made))
+    names = {**visit.models, PINNED: visit.title(PINNED)}
+    models = {slot: names.get(slot, slot) for slot in places}
+    made, pinned = (visit.merges.get(s) if s in places else None for s in (gpu.MERGED, PINNED))
+    votes = (*visit.votes, Vote(visit.asked, chosen, visit.ballot, models, made, pinned))
     visit = replace(visit, ballot=None, votes=votes)
     told = {
         page.status: look.hint(_who_was_who(places, models)),
@@ -95,6 +96,29 @@ def vote(
 def _who_was_who(places: Sequence[str], models: Mapping[str, str]) -> str:
     names = (look.short(models[slot]) for slot in places)
     return "Answers: " + ", ".join(f"{n + 1} {name}" for n, name in enumerate(names)) + "."
+
+
+@shows_errors("status")
+def pin(
+    page: Page,
+    visitor: Visitor,  # noqa: ARG001
+    values: Values,
+) -> Iterator[Updates]:
+    """Keep the last merge beside the next one."""
+    visit: Visit = values[page.visit].idle()
+    if visit.made is None:
+        raise MergeError("There is no merge to pin yet: press Merge first.")
+    yield showing.stage(page, visit.pin(), values)
+
+
+@shows_errors("status")
+def unpin(
+    page: Page,
+    visitor: Visitor,  # noqa: ARG001
+    values: Values,
+) -> Iterator[Updates]:
+    visit: Visit = values[page.visit].idle()
+    yield showing.stage(page, visit.unpin(), values)
 
 
 def copy(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001

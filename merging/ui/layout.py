@@ -13,7 +13,7 @@ from merging.ui import look
 from merging.ui.columns import SLOTS, Booth, Column, booth, column
 from merging.ui.form import Form
 from merging.ui.presets import Preset, presets
-from merging.ui.visit import Visit
+from merging.ui.visit import PINNED, Visit
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Page:
         """Outputs of whatever draws the columns from what was said."""
         parts = {part for c in self.columns.values() for part in (c.head, c.chat)}
         parts |= {part for b in self.unnamed for part in (b.box, b.head, b.chat, b.best)}
+        parts |= {self.columns[PINNED].box}
         stage = {self.row, self.booths, self.verdict, self.legend, self.tally}
         return {self.visit, *parts, *stage}
 

@@ -17,7 +17,7 @@ from merging.ui.blind import Tally
 from merging.ui.following import Part
 from merging.ui.jobs import Made
 
-MARKS = {"base": "○", "a": "◆", "b": "●", "c": "▲", "merged": "✦"}
+MARKS = {"base": "○", "a": "◆", "b": "●", "c": "▲", "merged": "✦", "pinned": "✧"}
 EMBEDDED = {"assets/demo/base": "Mini", "assets/demo/a": "Ada", "assets/demo/b": "Bruno"}
 """What the embedded models call themselves."""
 NEAR = {
@@ -139,7 +139,7 @@ def amount(size: int) -> str:
 
 
 def slot_name(slot: str) -> str:
-    return {"base": "base", "merged": "merged"}.get(slot, slot.upper())
+    return slot.upper() if len(slot) == 1 else slot
 
 
 def column_head(slot: str, title: str, stats: str = "") -> str:

@@ -11,7 +11,7 @@ from merging.ui import look
 from merging.ui.errors import Updates, Values
 from merging.ui.following import shares
 from merging.ui.layout import Page
-from merging.ui.visit import Visit
+from merging.ui.visit import PINNED, Visit
 
 
 def columns(page: Page, visit: Visit, slots: Iterable[str], values: Values) -> Updates:
@@ -33,6 +33,7 @@ def stage(page: Page, visit: Visit, values: Values) -> Updates:
         page.row: gr.update(visible=not ballot),
         page.booths: gr.update(visible=bool(ballot)),
         page.verdict: gr.update(visible=over),
+        page.columns[PINNED].box: gr.update(visible=bool(visit.pinned)),
     }
     for number, booth in enumerate(page.unnamed):
         there = bool(ballot and number < len(ballot.places))

@@ -18,13 +18,13 @@ MOST = 200
 class Exchange:
     """One question, how it was asked, and the answers so far, by column.
 
-    `models` are those asked, as they were written; `made` is the merge, if it was asked too.
+    `models` are those asked, as they were written; `merges` are the merges that were asked too.
     """
 
     question: str
     settings: Mapping[str, Any]
     models: Mapping[str, str]
-    made: Made | None = None
+    merges: Mapping[str, Made] = field(default_factory=dict)
     replies: Mapping[str, Reply] = field(default_factory=dict)
 
 
@@ -50,7 +50,7 @@ def _lines(log: Sequence[Exchange], votes: Sequence[Vote]) -> Iterator[str]:
         yield f"\n## Question\n\n{_fenced(exchange.question)}\n"
         yield ", ".join(f"{what} {value!r}" for what, value in exchange.settings.items())
         for slot, reply in exchange.replies.items():
-            made = exchange.made if slot == "merged" else None
+            made = exchange.merges.get(slot)
             name = f"{made.title}, {made.identity}" if made else f"`{exchange.models.get(slot)}`"
             yield f"\n### {slot}: {name}\n\n{_fenced(reply.text)}\n\n{_told(reply)}"
     if votes:
@@ -67,6 +67,7 @@ def _exchange(exchange: Exchange) -> dict[str, Any]:
     answers = {
         slot: {
             "model": exchange.models.get(slot),
+            "merge": _identity(exchange.merges.get(slot)),
             "text": reply.text,
             "tokens": reply.tokens,
             "seconds_to_first_token": reply.first,
@@ -76,7 +77,7 @@ def _exchange(exchange: Exchange) -> dict[str, Any]:
         for slot, reply in exchange.replies.items()
     }
     asked = {"question": exchange.question, "settings": dict(exchange.settings)}
-    return {**asked, "merge": _identity(exchange.made), "answers": answers}
+    return {**asked, "answers": answers}
 
 
 def _vote(vote: Vote) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def _vote(vote: Vote) -> dict[str, Any]:
         "seed": vote.ballot.seed,
         "models": dict(vote.models),
         "merge": _identity(vote.made),
+        "pinned": _identity(vote.pinned),
     }
 
 
@@ -95,7 +97,8 @@ def _identity(made: Made | None) -> str | None:
 
 
 def _made(log: Sequence[Exchange], votes: Sequence[Vote]) -> list[Made]:
-    asked = [*(exchange.made for exchange in log), *(vote.made for vote in votes)]
+    asked: list[Made | None] = [made for exchange in log for made in exchange.merges.values()]
+    asked += [made for vote in votes for made in (vote.made, vote.pinned)]
     return list({made.identity: made for made in asked if made}.values())
 
 

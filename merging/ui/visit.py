@@ -12,11 +12,13 @@ from merging.ui.jobs import Made
 from merging.ui.transcript import MOST, Exchange
 
 PARENTS = ("a", "b", "c")
+PINNED = "pinned"
+"""The column of an earlier merge, beside the last."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """The last merge, and what was said.
+    """The last merge, an earlier one that is `pinned` beside it, and what was said.
 
     `said` has each column's messages, `replies` the last answers, `models` who gave them; `asked`
     is the last question, for a merge to answer it again. `running` are columns that answer just
@@ -25,6 +27,7 @@ class Visit:
     """
 
     made: Made | None = None
+    pinned: Made | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     said: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
     asked: str = ""
@@ -43,9 +46,30 @@ class Visit:
 
     def title(self, slot: str) -> str:
         """Who answers in a column."""
-        if slot == gpu.MERGED:
-            return self.made.title if self.made else "…"
-        return self.models.get(slot, "…")
+        made = self.merges.get(slot)
+        if slot == PINNED and made:
+            return f"{made.title} {made.identity[:8]}"
+        return made.title if made else self.models.get(slot, "…")
+
+    @property
+    def merges(self) -> Mapping[str, Made]:
+        """The merges that can be asked, by column."""
+        known = {gpu.MERGED: self.made, PINNED: self.pinned}
+        return {slot: made for slot, made in known.items() if made}
+
+    def pin(self) -> "Visit":
+        """Keep the last merge, with what it said, in a column of its own."""
+        said = {**self.said, PINNED: self.said.get(gpu.MERGED, ())}
+        replies = {slot: reply for slot, reply in self.replies.items() if slot != PINNED}
+        if gpu.MERGED in replies:
+            replies[PINNED] = replace(replies[gpu.MERGED], column=PINNED)
+        return replace(self, pinned=self.made, said=said, replies=replies)
+
+    def unpin(self) -> "Visit":
+        """Without that column."""
+        said = {slot: messages for slot, messages in self.said.items() if slot != PINNED}
+        replies = {slot: reply for slot, reply in self.replies.items() if slot != PINNED}
+        return replace(self, pinned=None, said=said, replies=replies)
 
     def merged(self, made: Made) -> "Visit":
         """A new merge, whose column is empty; what was asked blind was about another one."""

@@ -9,6 +9,9 @@ from playwright.sync_api import Locator, Page, expect
 
 DONE = re.compile(r"Merged in|found again")
 ENDED = re.compile(r"\d+ tokens · |too long|no words")
+DRAWN = """([bots, said]) => [...document.querySelectorAll(bots)]
+    .every(bot => bot.querySelector(said.split(" ").slice(1).join(" ")))"""
+"""Whether every message has its text: an answer that is being marked has none for a moment."""
 OLD = "document.querySelectorAll('{}').forEach(part => part.dataset.old = '1')"
 
 
@@ -32,6 +35,7 @@ class Playground:
     def answers(self, slot: str) -> list[str]:
         """What a column's model has said, oldest first."""
         said = "[data-testid=bot] :is(.message-content, .followed)"
+        self.page.wait_for_function(DRAWN, arg=[f"#chat-{slot} [data-testid=bot]", said])
         found = self.part(f"chat-{slot}").locator(said)
         return [text.strip() for text in found.all_inner_texts()]
 

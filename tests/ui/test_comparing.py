@@ -195,7 +195,7 @@ def test_transcript_is_saved_with_its_recipe(visit: Visit, tmp_path: Path) -> No
         "merged": "la porte blanche",
     }
     assert asked["answers"]["a"]["ended"] == "end of text"
-    assert "merge_method: ties" in saved["recipes"][asked["merge"]]["recipe"]
+    assert "merge_method: ties" in saved["recipes"][asked["answers"]["merged"]["merge"]]["recipe"]
     text = _saved(playground, "save-markdown", tmp_path / "all.md")
     assert FRENCH in text and "la door blanche" in text
     assert "```yaml\n" in text and "merge_method: ties" in text
@@ -214,17 +214,59 @@ def test_narrow_blind_round(visit: Visit) -> None:
     assert playground.answers("a") == ["65"]
 
 
-def test_merge_stops_what_is_still_answering(visit: Visit, long_recipe: str) -> None:
-    """A merge in the middle of answers stops them, and the page can be asked afterwards."""
+def test_merge_waits_for_answers(visit: Visit, long_recipe: str) -> None:
+    """Merge in the middle of answers says to wait or to stop them; once stopped, it merges."""
     playground = visit().ready()
     playground.paste(long_recipe)
     expect(playground.part("recipe-status")).to_contain_text("in use")
-    playground.part("again").locator("input").uncheck()
     playground.option("Length", 1024)
     playground.send(SUM)
     expect(playground.stats("a")).to_contain_text("tok/s")
-    playground.merge()
+    playground.part("merge").click()
+    expect(playground.part("progress").locator(".failure")).to_contain_text("still answering")
+    playground.page.keyboard.press("Escape")
     expect(playground.stats("a")).to_contain_text("stopped")
     playground.option("Length", 8)
+    playground.merge()
+
+
+def test_an_earlier_merge_stands_beside_the_next(visit: Visit, tmp_path: Path) -> None:
+    """A pinned merge keeps what it said, goes on answering, and is voted on and saved as itself."""
+    playground = visit().ready()
+    playground.part("pin").click()
+    expect(playground.part("status").locator(".failure")).to_contain_text("press Merge")
+    playground.merge()
+    playground.ask(SUM)
+    playground.part("pin").click()
+    expect(playground.part("column-pinned")).to_be_visible()
+    assert playground.answers("pinned") == ["65"]
+    playground.awaited(("merged",))
+    playground.slide("ties-lambda", 0)
+    playground.merge()
+    playground.finished(("merged",))
+    base = playground.answers("merged")
+    assert base != ["65"] and playground.answers("pinned") == ["65"]
+    playground.ask(FRENCH, ("a", "b", "merged", "pinned"))
+    assert playground.answers("pinned") == ["65", "la porte blanche"]
+    assert playground.answers("merged")[1] != "la porte blanche"
+    saved = json.loads(_saved(playground, "save-json", tmp_path / "all.json"))
+    answers = saved["questions"][-1]["answers"]
+    assert len({answers[slot]["merge"] for slot in ("merged", "pinned")}) == 2
+    assert len(saved["recipes"]) == 2
+
+
+def test_a_pinned_merge_is_voted_on_as_itself(visit: Visit) -> None:
+    """Blind, a pinned merge is one more answer; unpinned, it is asked no longer."""
+    playground = visit().ready()
+    playground.merge()
+    playground.part("pin").click()
+    expect(playground.part("column-pinned")).to_be_visible()
+    _blind(playground, SUM)
+    shown = playground.part("booths").locator("[data-testid=bot] .message-content")
+    assert sorted(text.strip() for text in shown.all_inner_texts()) == ["55", "65", "65", "65"]
+    playground.part("bad").click()
+    expect(playground.part("tally")).to_contain_text(re.compile(r"TIES \w{8} 0 · .*all bad 1"))
+    playground.part("unpin").click()
+    expect(playground.part("column-pinned")).to_be_hidden()
+    playground.part("blind").locator("input").uncheck()
     playground.ask(FRENCH)
-    assert [len(playground.answers(slot)) for slot in ("a", "b", "merged")] == [2, 2, 1]
