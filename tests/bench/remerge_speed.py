@@ -29,7 +29,6 @@ first. Whatever else the machine does meanwhile is in the figures.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import tempfile
@@ -122,7 +121,6 @@ def _make_short() -> None:
 def forget() -> None:
     """The next merge finds a library as after a start."""
     gpu._library.cache_clear()
-    gc.collect()  # the models in it may hold each other
 
 
 def moved_merges(method: str, moved: str, models: Mapping[str, Path], repeats: int) -> list[Seen]:
