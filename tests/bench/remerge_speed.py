@@ -1,6 +1,6 @@
 """Measures how soon a merge can chat again after one value has moved; knows the page's jobs alone.
 
-    python tests/bench/remerge_speed.py [--folder FOLDER] [--repeats 5]
+    python tests/bench/remerge_speed.py [--folder FOLDER] [--repeats 5] [--method NAME ...]
 
 SmolLM2-135M and two changed copies of it (tests/slow/smol.py, which says what it needs) are merged
 in memory as the page does it, by `gpu.run` of the plan's job, on the GPU if there is one. The
@@ -29,7 +29,6 @@ first. Whatever else the machine does meanwhile is in the figures.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import tempfile
@@ -122,7 +121,6 @@ def _make_short() -> None:
 def forget() -> None:
     """The next merge finds a library as after a start."""
     gpu._library.cache_clear()
-    gc.collect()  # the models in it may hold each other
 
 
 def moved_merges(method: str, moved: str, models: Mapping[str, Path], repeats: int) -> list[Seen]:
@@ -173,7 +171,7 @@ def line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(models: Mapping[str, Path], repeats: int) -> None:
+def table(models: Mapping[str, Path], repeats: int, chosen: Sequence[str]) -> None:
     prepare()
     start = time.monotonic()
     once(recipe("linear", models, "weight", -1))
@@ -182,21 +180,23 @@ def table(models: Mapping[str, Path], repeats: int) -> None:
     print(f"{parameters / 1e6:.1f} M parameters on {library.device}, {os.cpu_count()} cores, "
           f"torch {torch.__version__}; the process's first merge took {taken:.2f} s\n")  # fmt: skip
     print(line(COLUMNS), line(["---"] * len(COLUMNS)), sep="\n")
-    for what in TARGETS:
-        print(line(row(*what, models, repeats)), flush=True)
+    for method, moved, target in TARGETS:
+        if method in chosen:
+            print(line(row(method, moved, target, models, repeats)), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="keeps the models for the next run, 0.8 GB")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--method", nargs="*", choices=START, default=[*START], help="these alone")
     given = parser.parse_args()
     if reason := smol.lacking():
         parser.error(reason)
     with tempfile.TemporaryDirectory() as folder:
         cache = (given.folder or Path(folder)) / "smollm2"  # the rest of the folder stays as it is
         cache.mkdir(parents=True, exist_ok=True)
-        table(smol.build(cache), given.repeats)
+        table(smol.build(cache), given.repeats, given.method)
 
 
 if __name__ == "__main__":
