@@ -55,6 +55,7 @@ def test_stop_is_said_and_a_question_meanwhile_is_kept(visit: Visit, long_recipe
     playground = visit().ready()
     playground.paste(long_recipe)
     expect(playground.part("recipe-status")).to_contain_text("in use")
+    playground.merge()  # a third column, so that a quick machine, too, is at it for seconds
     playground.option("Length", 1024)
     playground.send(SUM)
     expect(playground.stats("a")).to_contain_text("tok/s")
