@@ -114,6 +114,14 @@ class Filling:
     dtype: torch.dtype
 
 
+class NotFiniteError(ArithmeticError):
+    """A merged tensor does not fit its type: that at `place` among those filled, the first."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
+
+
 def slices(tensors: Sequence[Tensor], start: int, stop: int, device: str = "cpu") -> list[Tensor]:
     """Fresh float32 copies, which the method may write into."""
     return [t[start:stop].to(device=device, dtype=torch.float32, copy=True) for t in tensors]
@@ -259,7 +267,7 @@ def combine(
 
     `samples` has a list for each tensor, to which slices of some of its blocks are added: (slices,
     vectors, elements), as a `figures.Sample` has them.
-    ArithmeticError with the place of the first that is not finite, the order being theirs.
+    Raises NotFiniteError for the first that is not finite, the order being theirs.
     """
     tasks = [
         (place, index, block, rows)
@@ -274,7 +282,7 @@ def combine(
     def take(result: tuple[int, Tensor | None]) -> None:
         place, sample = result
         if sample is None:
-            raise ArithmeticError(place)
+            raise NotFiniteError(place)
         if samples is not None and len(sample):
             samples[place].append(sample)
 
@@ -304,7 +312,8 @@ def _fill(filling: Filling, index: int, block: Block, rows: int) -> Tensor | Non
     merged = (merged if base is None else merged.add_(base)).reshape(-1)
     # the extremes tell of all: rounding keeps their order, and NaN is either's neighbour
     low, high = merged.aminmax()
-    if not -_edge(dtype) < low.item() <= high.item() < _edge(dtype):
+    edge = min(_edge(dtype), _edge(filling.out.dtype))
+    if not -edge < low.item() <= high.item() < edge:
         return None
     filling.out[slice(*block)].copy_(merged if filling.out.dtype == dtype else merged.to(dtype))
     return sample

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from merging import hub
-from merging.blocks import BLOCK, Work, slices, whole
+from merging.blocks import BLOCK, NotFiniteError, Work, slices, whole
 from merging.library import chat_dtype
 from merging.notes import Note
 from merging.pairing import Step
@@ -111,7 +111,7 @@ def seconds(plan: Plan) -> float | None:
         try:
             handling = trial.best(SMALL)
             round = max(0.0, trial.best(block * width) - handling)
-        except ArithmeticError:
+        except NotFiniteError:
             return None
     rounds = sum(step.size for step in steps) / (block * width)
     return handling * len(steps) / width + round * rounds

@@ -83,15 +83,20 @@ def estimated(samples: Sequence[Sample], models: Sequence[str]) -> dict[str, Any
     sums = [each.sum(0) for each in facts]
     scaled = [total * s.size / total[0] for total, s in zip(sums, samples, strict=True)]
     whole = torch.stack(scaled).sum(0)
-    variance: Tensor = torch.zeros(())
+    without, weights = [], []
     for sample, each, total, share in zip(samples, facts, sums, scaled, strict=True):
-        rest = total - each
         unseen = 1 - float(total[0]) / sample.size
-        if unseen > 0 and len(rest) > 1:
-            without = whole - share + rest * (sample.size / rest[:, :1])
-            found = _figures(without, len(models))
-            spread = (found - found.mean(0)).square().sum(0)
-            variance = variance + spread * unseen * (len(rest) - 1) / len(rest)
+        if unseen > 0 and len(each) > 1:
+            rest = total - each
+            without.append(whole - share + rest * (sample.size / rest[:, :1]))
+            weights.append(unseen * (len(each) - 1) / len(each))
+    variance: Tensor = torch.zeros(())
+    if without:
+        found = torch.split(
+            _figures(torch.cat(without), len(models)), [len(rows) for rows in without]
+        )
+        spread = [(rows - rows.mean(0)).square().sum(0) for rows in found]
+        variance = torch.stack([s * w for s, w in zip(spread, weights, strict=True)]).sum(0)
     value = _figures(whole[None], len(models))
     error = variance.sqrt().expand_as(value)
     return {**_named(value, models), "error": _named(error, models)}

@@ -210,8 +210,8 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
             shown = time.monotonic()
             yield progress
     library.publish(job.identity, Loaded.of(live.model, live.tokenizer, live.mould))
-    took = time.monotonic() - start
-    yield Merged(job.identity, took, tally, _figures(decided, samples))
+    figures = _figures(decided, samples)
+    yield Merged(job.identity, time.monotonic() - start, tally, figures)
 
 
 def _figures(decided: Plan, samples: Samples) -> Mapping[str, Any] | None:

@@ -8,22 +8,20 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from merging import blocks
-from merging.blocks import Filling, Part, Reader, Work, aligned, combine, measure, slices
+from merging import blocks, inputs
+from merging.blocks import Filling, NotFiniteError, Part, combine, measure
 from merging.errors import MergeError, StalledError
 from merging.figures import Sample
 from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
-from merging.sources import Adapter, Checkpoint, Local, Remote, Source, arrived, fetch
+from merging.sources import Checkpoint, Local, Source, arrived, fetch
 from merging.threads import pooled
-from merging.vocabulary import Matched
 
 TOGETHER = 1 << 24
 """Elements: tensors are merged together until they have so many, so that small ones, too, keep all
@@ -137,7 +135,7 @@ def survey(
     with pooled("cpu") as pool:
         for step in plan.steps:
             if not step.copied and step.size:
-                found = blocks.summed(function, _part(plan, step, "cpu"), pool)
+                found = blocks.summed(function, inputs.part(plan, step, "cpu"), pool)
                 if not found.isfinite().all():
                     raise _not_finite(plan, step)
                 yield step.name, found
@@ -206,8 +204,8 @@ def _tensors(run: _Run) -> Iterator[Progress]:
         there = [step for step in group if sink.has(step.name)]
         missing = [step for step in group if step not in there]
         done += sum(step.size for step in there)
-        for part in _fill(run, missing):
-            yield at(group[0], part)
+        for filled in _fill(run, missing):
+            yield at(group[0], filled)
         for step in missing:
             sink.done(step.name)
             _count(plan, step, run.numbers, tally)
@@ -221,7 +219,9 @@ def _groups(plan: Plan, sink: Sink) -> Iterator[list[Step]]:
     for step in plan.steps:
         full = sum(other.size for other in group) + step.size > TOGETHER
         apart = group and sink.part(step.name) != sink.part(group[0].name)
-        if group and (full or apart or _computed(plan, step) or _computed(plan, group[-1])):
+        if group and (
+            full or apart or inputs.computed(plan, step) or inputs.computed(plan, group[-1])
+        ):
             yield group
             group = []
         group.append(step)
@@ -238,29 +238,38 @@ def _fill(run: _Run, steps: Sequence[Step]) -> Iterator[int]:
             _copy(plan, step, places[step.name])
     merged = [step for step in steps if not step.copied]
     keys = [_key(plan, step) for step in merged]
-    parts = [_part(plan, step, run.device) for step in merged]
-    unknown = {key: part for key, part in zip(keys, parts, strict=True) if key not in numbers}
+    parts = [inputs.part(plan, step, run.device) for step in merged]
+    unknown = {key: own for key, own in zip(keys, parts, strict=True) if key not in numbers}
     if unknown:
-        found = blocks.returned(measure([[part] for part in unknown.values()], run.pool))
-        numbers.update(zip(unknown, found, strict=True))
+        measured = yield from _measured(list(unknown.values()), run.pool)
+        numbers.update(zip(unknown, measured, strict=True))
     fillings = [
-        Filling(*part, numbers[key], places[step.name], step.dtype)
-        for part, key, step in zip(parts, keys, merged, strict=True)
+        Filling(*own, numbers[key], places[step.name], step.dtype)
+        for own, key, step in zip(parts, keys, merged, strict=True)
     ]
     slices: list[list[Tensor]] = [[] for _ in merged]
     try:
         yield from combine(fillings, run.pool, None if run.samples is None else slices)
-    except ArithmeticError as error:
-        raise _not_finite(plan, merged[error.args[0]]) from error
+    except NotFiniteError as error:
+        raise _not_finite(plan, merged[error.place]) from error
     for step, found in zip(merged, slices, strict=True):
         if run.samples is not None and found:
             models = len(step.sources) - plan.based
             run.samples[step.name] = Sample(torch.cat(found).cpu(), step.size, models)
 
 
-def _part(plan: Plan, step: Step, device: str) -> Part:
-    work = Work(plan.method, step.values, plan.based, step.size, blocks.BLOCK, step.shape)
-    return work, _reader(plan, step, device)
+def _measured(
+    parts: Sequence[Part], pool: ThreadPoolExecutor
+) -> Generator[int, None, list[dict[str, Any]]]:
+    """The numbers of each; nothing is filled meanwhile, but a merge can be stopped."""
+    steps = measure([[own] for own in parts], pool)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: list[dict[str, Any]] = end.value
+            return found
+        yield 0
 
 
 def _key(plan: Plan, step: Step) -> tuple[Any, ...]:
@@ -275,7 +284,7 @@ def _as_one(run: _Run) -> Generator[Progress, None, Numbers]:
     steps = [step for step in plan.steps if not step.copied]
     keys = tuple(_key(plan, step) for step in steps)
     if keys not in numbers:
-        parts = [_part(plan, step, run.device) for step in steps]
+        parts = [inputs.part(plan, step, run.device) for step in steps]
         (numbers[keys],) = yield from _going_over(plan, parts, run.pool)
     return dict.fromkeys(keys, numbers[keys])
 
@@ -306,48 +315,9 @@ def _count(plan: Plan, step: Step, numbers: Numbers, tally: Counter[str]) -> Non
         tally[plan.method.outcome(**numbers[_key(plan, step)])] += 1
 
 
-def _parents(plan: Plan, step: Step) -> list[tuple[Local, str]]:
-    """The step's sources, which are here by now, each with the tensor's name in it."""
-    pairs = zip(step.sources, step.reads, strict=True)
-    found = [(plan.sources[place], name) for place, name in pairs]
-    return [(source, name) for source, name in found if not isinstance(source, Remote)]
-
-
-def _reader(plan: Plan, step: Step, device: str) -> Reader:
-    parents = _parents(plan, step)
-    tensors = [_held(source, name) for source, name in parents]
-    if not (step.by_token and plan.vocabulary):
-        return lambda start, stop: slices([t().reshape(-1) for t in tensors], start, stop, device)
-    names = [source.name for source, _ in parents]
-    rows = [plan.vocabulary.rows[name] for name in names]
-    other = names.index(plan.donor.name) if plan.donor.name in names else None
-    base = len(parents) - 1 if plan.based else other
-    matched = Matched(tensors, rows, base)
-    return lambda start, stop: aligned(matched, start, stop, device)
-
-
-def _computed(plan: Plan, step: Step) -> bool:
-    """Whether a parent has to compute the tensor, and then keeps it while it is merged alone."""
-    return any(_changes(source, name) for source, name in _parents(plan, step))
-
-
-def _changes(source: Local, name: str) -> bool:
-    return isinstance(source, Adapter) and name in source.changes
-
-
-def _held(source: Local, name: str) -> Callable[[], Tensor]:
-    """Gives the tensor: a view of a mapped file costs nothing to hold, what an adapter changes is
-    computed, and a reader for each tensor of a model must not hold it.
-    """
-    if _changes(source, name):
-        return partial(source.read, name)
-    values = source.read(name)
-    return lambda: values
-
-
 def _not_finite(plan: Plan, step: Step) -> MergeError:
     """Find out whose fault it is; only called when the merge has failed already."""
-    for source, name in _parents(plan, step):
+    for source, name in inputs.parents(plan, step):
         if not source.read(name).isfinite().all():
             return MergeError(
                 f"{source.name} holds values that are not finite in `{name}`: "
@@ -361,7 +331,7 @@ def _not_finite(plan: Plan, step: Step) -> MergeError:
 
 def _copy(plan: Plan, step: Step, out: Tensor) -> None:
     """Take over what is no weight, if all parents agree on it."""
-    (first, name), *others = _parents(plan, step)
+    (first, name), *others = inputs.parents(plan, step)
     values = first.read(name)
     for source, read in others:
         if not torch.equal(source.read(read), values):

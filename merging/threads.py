@@ -15,8 +15,8 @@ import torch
 
 EVERY = 0.1
 """Seconds between two signs of progress."""
-WAITING = 16
-"""Items at most that are done or under way before their results are taken."""
+WAITING = 8
+"""Items a thread, at most, that are done or under way before their results are taken."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """As glibc's malloc.h numbers them."""
 
@@ -55,7 +55,8 @@ def over(
     interpreter from those that work.
     """
     todo, taken, early, turn = iter(enumerate(items)), 0, dict[int, Any](), threading.Lock()
-    room, threads = threading.Semaphore(WAITING), min(cores(), len(items))
+    threads = min(cores(), len(items))
+    room = threading.Semaphore(WAITING * threads)
 
     def work() -> None:
         nonlocal taken

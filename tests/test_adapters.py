@@ -26,8 +26,9 @@ from merging import MergeError, Recipe, gpu, merge, plan
 from merging import merge as merging
 from merging.adapters import quantised
 from merging.companions import write_companions
+from merging.inputs import part
 from merging.library import load_parent
-from merging.merge import _part, fetched
+from merging.merge import fetched
 from merging.sinks import Folder, Live
 from merging.sources import Adapter, Checkpoint, Remote, fetch, open_source
 from tests.conftest import WEIGHTS, WORDS, config, loaded, recipe, tokenizer
@@ -545,7 +546,7 @@ def test_readers_hold_no_tensors(bases: Bases, adapter: Path) -> None:
     assert isinstance(ours, Adapter)
     decided = plan(recipe("ties", [ours.name], base_model=bases["untied"], variant="paper",
                           parameters={"density": 0.5}), {ours.name: ours})  # fmt: skip
-    readers = [_part(decided, step, "cpu")[1] for step in decided.steps]
+    readers = [part(decided, step, "cpu")[1] for step in decided.steps]
     assert ours.last.tensor is None
     readers[0](0, 8)
     held = [reader(0, 8) for reader in readers]

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from merging import merge, plan
 from merging.figures import LENGTH, ROWS, Sample, estimated, sampled
+from merging.gpu import Merged
 from merging.merge import Samples
 from merging.sinks import Live
+from merging.ui.asking import _merged
 from tests.conftest import changed, loaded, recipe
 
 Pico = dict[str, Path]
@@ -199,3 +201,14 @@ def test_no_angle_is_none(pico: Pico, tmp_path: Path) -> None:
     assert found["cosine"][0]["value"] is None and found["chance"] is None
     assert found["conflict"] is None
     assert found["merged"]["cosine"]["a"] == pytest.approx(1)
+
+
+def test_a_difference_in_one_slice_alone_has_no_error() -> None:
+    """Left out, it leaves no angle: the error is unknown, and the page says nothing of it."""
+    slices = torch.zeros(ROWS, 3, LENGTH)
+    slices[0] = torch.randn(3, LENGTH, generator=torch.Generator().manual_seed(1))
+    found = estimated([Sample(slices, 1 << 20, 2)], ["a", "c"])
+    assert found["cosine"][0]["value"] is not None and found["conflict"] is not None
+    assert found["error"]["cosine"][0]["value"] is None
+    told = _merged(Merged("0" * 16, 1.0, {}, found))
+    assert told == "Merged in 1.00 s"

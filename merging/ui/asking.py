@@ -195,4 +195,6 @@ def _lie(figures: Mapping[str, Any] | None) -> str:
     if not figures or len(figures["cosine"]) != 1 or figures["conflict"] is None:
         return ""
     value, error = (each["cosine"][0]["value"] for each in (figures, figures["error"]))
+    if value is None or error is None:  # where hardly anything differs
+        return ""
     return f" · cosine {value:.2f} ± {2 * error:.2f} · signs differ in {figures['conflict']:.0%}"

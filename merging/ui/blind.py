@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from merging.gpu import MERGED
 from merging.ui.jobs import Made
 
 TIE, BAD = "tie", "all bad"
@@ -20,14 +21,16 @@ class Ballot:
 
 @dataclass(frozen=True)
 class Vote:
-    """What was chosen: a column, TIE or BAD. `models` are those that answered, by column."""
+    """What was chosen: a column, TIE or BAD.
+
+    `models` are the names of those that answered, `merges` those that are merges, by column.
+    """
 
     question: str
     choice: str
     ballot: Ballot
     models: Mapping[str, str]
-    made: Made | None
-    pinned: Made | None = None
+    merges: Mapping[str, Made]
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ def tallies(votes: Sequence[Vote]) -> tuple[Tally, ...]:
     """The votes counted, a tally for each merge, in the order of their first vote."""
     found: dict[str, tuple[Made | None, dict[str, int]]] = {}
     for vote in votes:
-        identity = vote.made.identity if vote.made else ""
-        wins = found.setdefault(identity, (vote.made, {}))[1]
+        made = vote.merges.get(MERGED)
+        wins = found.setdefault(made.identity if made else "", (made, {}))[1]
         for name in (*(vote.models[slot] for slot in sorted(vote.ballot.places)), TIE, BAD):
             wins.setdefault(name, 0)
         wins[vote.models.get(vote.choice, vote.choice)] += 1

@@ -27,14 +27,14 @@ def settle() -> None:
     time.sleep(SETTLING)
 
 
-def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Say in each column that was still answering that it was stopped."""
     visit: Visit = values[page.visit]
     drawn = showing.stage(page, visit.ended(), values) if visit.running else {}
     yield drawn | {page.status: ""}
 
 
-def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """A question that comes while others are answered stays where it was typed."""
     visit: Visit = values[page.visit]
     text = (values[page.question] or "").strip()
@@ -45,7 +45,7 @@ def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # 
         yield {page.status: gr.skip()}
 
 
-def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Forget what was said. Votes stand: they are about merges."""
     visit: Visit = values[page.visit]
     empty: Updates = {c.chat: [] for c in page.columns.values()}
@@ -53,7 +53,7 @@ def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  #
     yield showing.stage(page, visit, values) | empty | {page.legend: "", page.status: ""}
 
 
-def redraw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def redraw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """With marks or without them."""
     visit: Visit = values[page.visit]
     slots = [gpu.MERGED] if gpu.MERGED in visit.said and gpu.MERGED not in visit.running else []
@@ -62,19 +62,14 @@ def redraw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  
     yield updates
 
 
-def reveal(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def reveal(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Give the columns their names back."""
     visit: Visit = values[page.visit]
     yield showing.stage(page, replace(visit, ballot=None), values)
 
 
 @shows_errors("status")
-def vote(
-    page: Page,
-    visitor: Visitor,  # noqa: ARG001
-    values: Values,
-    choice: int | str,
-) -> Iterator[Updates]:
+def vote(page: Page, visitor: Visitor, values: Values, choice: int | str) -> Iterator[Updates]:
     """Count a vote, for the answer in a place or for nobody, and say who was who."""
     visit: Visit = values[page.visit].idle()
     if visit.ballot is None:
@@ -83,8 +78,8 @@ def vote(
     chosen = places[choice] if isinstance(choice, int) else choice
     names = {**visit.models, PINNED: visit.title(PINNED)}
     models = {slot: names.get(slot, slot) for slot in places}
-    made, pinned = (visit.merges.get(s) if s in places else None for s in (gpu.MERGED, PINNED))
-    votes = (*visit.votes, Vote(visit.asked, chosen, visit.ballot, models, made, pinned))
+    merges = {slot: made for slot, made in visit.merges.items() if slot in places}
+    votes = (*visit.votes, Vote(visit.asked, chosen, visit.ballot, models, merges))
     visit = replace(visit, ballot=None, votes=votes)
     told = {
         page.status: look.hint(_who_was_who(places, models)),
@@ -99,11 +94,7 @@ def _who_was_who(places: Sequence[str], models: Mapping[str, str]) -> str:
 
 
 @shows_errors("status")
-def pin(
-    page: Page,
-    visitor: Visitor,  # noqa: ARG001
-    values: Values,
-) -> Iterator[Updates]:
+def pin(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Keep the last merge beside the next one."""
     visit: Visit = values[page.visit].idle()
     if visit.made is None:
@@ -112,27 +103,18 @@ def pin(
 
 
 @shows_errors("status")
-def unpin(
-    page: Page,
-    visitor: Visitor,  # noqa: ARG001
-    values: Values,
-) -> Iterator[Updates]:
+def unpin(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     visit: Visit = values[page.visit].idle()
     yield showing.stage(page, visit.unpin(), values)
 
 
-def copy(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def copy(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """The merged model's last answer as it was written, for the clipboard."""
     reply = values[page.visit].replies.get(gpu.MERGED)
     yield {page.saved: {"text": reply.text if reply else ""}}
 
 
-def save(
-    page: Page,
-    visitor: Visitor,  # noqa: ARG001
-    values: Values,
-    kind: str,
-) -> Iterator[Updates]:
+def save(page: Page, visitor: Visitor, values: Values, kind: str) -> Iterator[Updates]:
     """What was said and voted, as a file; without the question that still waits for its vote."""
     visit: Visit = values[page.visit]
     log = visit.log[:-1] if visit.ballot else visit.log

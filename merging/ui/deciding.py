@@ -1,11 +1,11 @@
 """Where the merged model decides like whom: token by token along its answer, and what each model
 would have said next at one of them.
 
-It shows what `nexttoken` finds, and computes nothing.
+It shows what `nexttoken` finds.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from html import escape
 
 import gradio as gr
@@ -16,6 +16,7 @@ from merging.merge import Progress
 from merging.nexttoken import Choice, Distance, Inspection, NextTokens
 from merging.ui import asking, jobs, look
 from merging.ui.errors import Updates, Values, shows_errors
+from merging.ui.jobs import Made
 from merging.ui.layout import Page
 from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
@@ -28,10 +29,11 @@ FAR = 1.0
 
 @dataclass(frozen=True)
 class Looked:
-    """The answer that is looked into, so that another token of it can be chosen."""
+    """The answer that is looked into, and who reads it, so that another token can be chosen."""
 
-    inspection: Inspection | None = None
-    models: Mapping[str, str] = field(default_factory=dict)
+    inspection: Inspection
+    models: Mapping[str, str]
+    made: Made
 
 
 @shows_errors("looked_status")
@@ -48,22 +50,22 @@ def look_into(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]
     messages = asking.with_system(values[page.system], visit.said[gpu.MERGED][: last + 1])
     talks = dict.fromkeys((*models, gpu.MERGED), messages)
     inspection = Inspection(talks, reply.text, gpu.MERGED)
-    yield from _looked(page, visitor, visit, Looked(inspection, models))
+    yield from _looked(page, visitor, Looked(inspection, models, visit.made))
 
 
 @shows_errors("looked_status")
 def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """The same at another token; the last choice is what would follow the answer."""
     looked: Looked | None = values[page.looked_into]
-    if looked is None or looked.inspection is None:
+    if looked is None:
         raise MergeError("There is nothing to choose from yet: look into an answer first.")
+    values[page.visit].idle()
     inspection = replace(looked.inspection, position=int(values[page.token]) - 1)
-    visit: Visit = values[page.visit].idle()
-    yield from _looked(page, visitor, visit, replace(looked, inspection=inspection))
+    yield from _looked(page, visitor, replace(looked, inspection=inspection))
 
 
-def _looked(page: Page, visitor: Visitor, visit: Visit, looked: Looked) -> Iterator[Updates]:
-    steps = jobs.job_of(looked.models, visit.made, visitor)
+def _looked(page: Page, visitor: Visitor, looked: Looked) -> Iterator[Updates]:
+    steps = jobs.job_of(looked.models, looked.made, visitor)
     job = yield from asking.followed(page, steps, "looked_status")
     for event in jobs.run(replace(job, inspection=looked.inspection)):
         if isinstance(event, Progress):
@@ -81,7 +83,7 @@ def _looked(page: Page, visitor: Visitor, visit: Visit, looked: Looked) -> Itera
 
 
 def _strip(found: NextTokens) -> list[tuple[str, str]]:
-    """Every token with whom it is near to."""
+    """Every token, with the parents that are nearest there."""
     return [
         (text or " ", _near({slot: along[n] for slot, along in found.distances.items()}))
         for n, text in enumerate(found.tokens)
@@ -102,8 +104,8 @@ def _near(distances: Mapping[str, Distance]) -> str:
 
 def _bars(found: NextTokens) -> str:
     """Five likeliest tokens of every column, and how far each is from the merged one there."""
-    said = found.tokens[found.position] if found.position < len(found.tokens) else ""
-    what = f"Token {found.position + 1}, “{said}”" if said else "After the last token"
+    said = found.tokens[found.position] if found.position < len(found.tokens) else None
+    what = "After the last token" if said is None else f"Token {found.position + 1}, “{said}”"
     columns = "".join(
         f"<div>{look.column_head(slot, '', _far(found, slot))}{_choices(choices, said)}</div>"
         for slot, choices in sorted(found.choices.items(), key=lambda item: item[0] == gpu.MERGED)
@@ -125,7 +127,7 @@ def _far(found: NextTokens, slot: str) -> str:
     return f"{at.nats:.2f} nats from merged" + (f" · {unknown}" if at.missing >= 0.005 else "")
 
 
-def _choices(choices: tuple[Choice, ...], said: str) -> str:
+def _choices(choices: tuple[Choice, ...], said: str | None) -> str:
     rows = "".join(
         f"<li{' class=said' if c.text == said else ''}><code>{_shown(c.text)}</code>"
         f'<i style="width:{100 * c.probability:.0f}%"></i><b>{c.probability:.0%}</b></li>'

@@ -87,8 +87,7 @@ def _vote(vote: Vote) -> dict[str, Any]:
         "order": list(vote.ballot.places),
         "seed": vote.ballot.seed,
         "models": dict(vote.models),
-        "merge": _identity(vote.made),
-        "pinned": _identity(vote.pinned),
+        "merges": {slot: made.identity for slot, made in vote.merges.items()},
     }
 
 
@@ -97,9 +96,9 @@ def _identity(made: Made | None) -> str | None:
 
 
 def _made(log: Sequence[Exchange], votes: Sequence[Vote]) -> list[Made]:
-    asked: list[Made | None] = [made for exchange in log for made in exchange.merges.values()]
-    asked += [made for vote in votes for made in (vote.made, vote.pinned)]
-    return list({made.identity: made for made in asked if made}.values())
+    merges = [*(each.merges for each in log), *(each.merges for each in votes)]
+    asked = [made for each in merges for made in each.values()]
+    return list({made.identity: made for made in asked}.values())
 
 
 def _told(reply: Reply) -> str:

@@ -55,9 +55,22 @@ class Playground:
         """Press Enter until the question is taken: not before the last one has ended."""
         field = self.part("question").locator("textarea")
         field.fill(question)
-        while field.input_value():
+        for _ in range(200):
             field.press("Enter")
             self.page.wait_for_timeout(300)
+            if not field.input_value():
+                return
+        raise AssertionError(f"{question} is not taken within a minute.")
+
+    def ramble(self, recipe: str, question: str) -> Playground:
+        """Be in the middle of long answers, three so that a quick machine is at it for seconds."""
+        self.paste(recipe)
+        expect(self.part("recipe-status")).to_contain_text("in use")
+        self.merge()
+        self.option("Length", 1024)
+        self.send(question)
+        expect(self.stats("a")).to_contain_text("tok/s")
+        return self
 
     def awaited(self, slots: tuple[str, ...]) -> None:
         """Mark what these columns' heads say as old, before they are asked."""

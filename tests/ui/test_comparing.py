@@ -52,13 +52,7 @@ def test_a_column_without_a_model_says_so(visit: Visit) -> None:
 
 def test_stop_is_said_and_a_question_meanwhile_is_kept(visit: Visit, long_recipe: str) -> None:
     """What is typed while columns answer stays, with a sentence; Stop leaves its word."""
-    playground = visit().ready()
-    playground.paste(long_recipe)
-    expect(playground.part("recipe-status")).to_contain_text("in use")
-    playground.merge()  # a third column, so that a quick machine, too, is at it for seconds
-    playground.option("Length", 1024)
-    playground.send(SUM)
-    expect(playground.stats("a")).to_contain_text("tok/s")
+    playground = visit().ready().ramble(long_recipe, SUM)
     field = playground.part("question").locator("textarea")
     field.fill(FRENCH)
     field.press("Enter")
@@ -217,12 +211,7 @@ def test_narrow_blind_round(visit: Visit) -> None:
 
 def test_merge_waits_for_answers(visit: Visit, long_recipe: str) -> None:
     """Merge in the middle of answers says to wait or to stop them; once stopped, it merges."""
-    playground = visit().ready()
-    playground.paste(long_recipe)
-    expect(playground.part("recipe-status")).to_contain_text("in use")
-    playground.option("Length", 1024)
-    playground.send(SUM)
-    expect(playground.stats("a")).to_contain_text("tok/s")
+    playground = visit().ready().ramble(long_recipe, SUM)
     playground.part("merge").click()
     expect(playground.part("progress").locator(".failure")).to_contain_text("still answering")
     playground.page.keyboard.press("Escape")

@@ -93,7 +93,7 @@ def test_all_stream_together_and_stop_stops(visit: Visit, app: App, long_recipe:
 
 def test_a_closed_page_is_answered_no_longer(visit: Visit, app: App, long_recipe: str) -> None:
     """Who closes the page in the middle of an answer frees the device."""
-    playground = _rambling(visit, long_recipe)
+    playground = visit().ready().ramble(long_recipe, SUM)
     playground.page.close()
     time.sleep(1.5)
     used = app.processor_seconds()
@@ -144,17 +144,6 @@ def test_the_variant_is_chosen_in_the_page(visit: Visit) -> None:
     expect(playground.part("ties-weight-a")).not_to_contain_text("not in")
 
 
-def _rambling(visit: Visit, recipe: str) -> Playground:
-    """A page in the middle of a long answer."""
-    playground = visit().ready()
-    playground.paste(recipe)
-    expect(playground.part("recipe-status")).to_contain_text("in use")
-    playground.option("Length", 1024)
-    playground.send(SUM)
-    expect(playground.stats("a")).to_contain_text("tok/s")
-    return playground
-
-
 def _grown(playground: Playground, length: int) -> list[int]:
     """How much each column has said once all have said more than `length` characters."""
     slots = ("a", "b", "merged")
@@ -170,7 +159,7 @@ def _grown(playground: Playground, length: int) -> list[int]:
 
 def test_escape_stops(visit: Visit, app: App, long_recipe: str) -> None:
     """Esc does what Stop does, and the columns can be asked again."""
-    playground = _rambling(visit, long_recipe)
+    playground = visit().ready().ramble(long_recipe, SUM)
     playground.page.keyboard.press("Escape")
     time.sleep(1)
     used = app.processor_seconds()
