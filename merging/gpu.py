@@ -6,9 +6,9 @@ at every call. Nothing relies on what an earlier call left behind: the recipe is
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Job:
 
     `parents` are the recipe's, `places` the models that are asked themselves. Without `recipe`
     nothing is merged; without `question` nothing is asked; `inspection` looks into an answer.
+    Columns that come to be in `stops` answer no further.
     """
 
     places: tuple[Place, ...] = ()
@@ -68,6 +69,7 @@ class Job:
     columns: Mapping[str, str] = field(default_factory=dict)
     question: Question | None = None
     inspection: Inspection | None = None
+    stops: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def run(job: Job) -> Iterator[Event]:
     """Do a job on the device. Raises MergeError; closing it stops the device within a token."""
     try:
         with closing(_on_device(job)) as events:
-            for event in events:
+            for event in _heeding(events, job.stops):
                 if isinstance(event, _Failed):
                     raise MergeError(event.text)
                 yield event
@@ -118,6 +120,18 @@ def run(job: Job) -> Iterator[Event]:
             said = getattr(error, "message", error)
             raise MergeError(f"The GPU did not finish: {said}. Try again.") from error
         raise
+
+
+def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
+    """Nothing more of a column that was stopped: a worker of ZeroGPU cannot hear of it."""
+    over = set()
+    for event in events:
+        if isinstance(event, Reply) and event.column in stops:
+            if event.column in over:
+                continue
+            over.add(event.column)
+            event = replace(event, ended=event.ended or "stopped")
+        yield event
 
 
 def seconds(job: Job) -> int:
@@ -171,7 +185,7 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
             }  # are loaded could push it out
             models = {column: lent[model] for column, model in job.columns.items()}
             if job.question:
-                yield from answer(job.question, models, library.pasts)
+                yield from answer(job.question, models, library.pasts, library.turns, job.stops)
             if job.inspection:
                 yield next_tokens(job.inspection, models, library.pasts)
 

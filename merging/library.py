@@ -21,6 +21,8 @@ from merging.errors import MergeError
 from merging.merge import Numbers
 from merging.reading import Pasts
 from merging.sources import Local
+from merging.threads import cores
+from merging.turns import Turns
 
 SHARE = 0.7
 """Of the free memory; the rest is for keys and values, the merge's blocks, and other programs."""
@@ -114,7 +116,8 @@ class Library:
     """Lends models by key. Least recently used ones leave when room is needed, lent ones never.
 
     `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone. `pasts` has
-    what its models have read, so that a follow-up question is not read from the beginning.
+    what its models have read, so that a follow-up question is not read from the beginning; all
+    questions to them are answered in `turns`, on a GPU by one thread that drives it.
     """
 
     device: str
@@ -125,9 +128,11 @@ class Library:
     lock: threading.RLock = field(default_factory=threading.RLock)
     merging: threading.Lock = field(default_factory=threading.Lock)
     pasts: Pasts = field(init=False)
+    turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
         self.pasts = Pasts(int(READ * self.budget))
+        self.turns = Turns(cores() if self.device == "cpu" else 1)
 
     def has(self, key: str) -> bool:
         return key in self.shelf
