@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import spaces
+import torch
 
 from merging import templates
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
 from merging.figures import estimated
-from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent
+from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent, size_of
 from merging.merge import Progress, Samples, default_device, merge
 from merging.nexttoken import Inspection, NextTokens, next_tokens
 from merging.plan import Plan, plan
@@ -208,9 +209,8 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
     start = time.monotonic()
     sources = {p.name: p.open() for p in job.parents}
     decided = plan(Recipe.from_yaml(job.recipe or ""), sources)
-    dtype = chat_dtype(library.device)
-    elements = sum(step.size for step in decided.steps)
-    library.make_room(elements * dtype.itemsize if dtype else decided.size)
+    dtype = chat_dtype(library.device, getattr(torch, decided.config["dtype"]))
+    library.make_room(dtype.itemsize * sum(step.size for step in decided.steps))
     live = Live(device=library.device, dtype=dtype, like=library.like)
     parents = " ".join(f"{p.name} {p.stamp}" for p in job.parents)
     parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
@@ -240,11 +240,8 @@ def _figures(decided: Plan, samples: Samples) -> Mapping[str, Any] | None:
 
 def _borrow(library: Library, place: Place):  # type: ignore[no-untyped-def]  # a context manager
     source = place.open()
-    dtype = chat_dtype(library.device)
-    size = sum(i.size * (dtype or i.dtype).itemsize for i in source.tensors.values())
-    return library.borrow(
-        f"{place.name} {place.stamp}", size, partial(load_parent, source, library.device)
-    )
+    size, load = size_of(source, library.device), partial(load_parent, source, library.device)
+    return library.borrow(f"{place.name} {place.stamp}", size, load)
 
 
 def _merged(library: Library, identity: str):  # type: ignore[no-untyped-def]  # a context manager

@@ -100,7 +100,7 @@ def _asked(
     asked = {slot: with_system(values[page.system], visit.said[slot]) for slot in slots}
     yield {page.status: ""} | showing.stage(page, visit, values)
     try:
-        for event in _answers(ready, question, asked):
+        for event in _answers(ready, question, asked, visit.stops):
             if isinstance(event, Reply):
                 visit = visit.replied(event)
                 yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
@@ -127,13 +127,16 @@ def _jobs(
 
 
 def _answers(
-    ready: Sequence[gpu.Job], question: Question, asked: Mapping[str, Sequence[Message]]
+    ready: Sequence[gpu.Job],
+    question: Question,
+    asked: Mapping[str, Sequence[Message]],
+    stops: set[str],
 ) -> Iterator[gpu.Event]:
     """The jobs' events, with the pinned merge's under its own name."""
     for number, job in enumerate(ready):
         pinned = PINNED in asked and number == len(ready) - 1
         said = {gpu.MERGED: asked[PINNED]} if pinned else asked
-        events = jobs.run(replace(job, question=replace(question, conversations=said)))
+        events = jobs.run(replace(job, question=replace(question, conversations=said), stops=stops))
         with closing(events):  # type: ignore[type-var]  # a generator
             for event in events:
                 if pinned and isinstance(event, Reply):
