@@ -96,8 +96,9 @@ def load_parent(source: Local, device: str) -> Loaded:
 
 
 def _read(source: Local, name: str, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """A copy: what is read may be the file itself, which others may change or cut."""
     values = source.read(name)
-    return values.to(device, dtype if values.is_floating_point() else None)
+    return values.to(device, dtype if values.is_floating_point() else None, copy=True)
 
 
 def size_of(source: Source, device: str) -> int:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 
 from merging.errors import MergeError
-from merging.library import Library, Loaded, budget, chat_dtype
+from merging.library import Library, Loaded, budget, chat_dtype, load_parent
+from merging.sources import open_folder
+from tests.conftest import WEIGHTS
 
 MEGABYTE = 10**6
 
@@ -166,3 +170,16 @@ def test_what_models_chat_in() -> None:
     for own in (torch.bfloat16, torch.float16, torch.float32):
         assert chat_dtype("cuda", own) is own
         assert chat_dtype("cpu", own) is (torch.float32 if own is torch.float16 else own)
+
+
+def test_a_loaded_parent_has_left_its_file(pico: dict[str, Path], tmp_path: Path) -> None:
+    """Files that are overwritten or cut while a model chats do not touch it."""
+    folder = Path(shutil.copytree(pico["a"], tmp_path / "a"))
+    loaded = load_parent(open_folder(folder, "a", "stamp"), "cpu")
+    before = [weight.clone() for weight in loaded.model.parameters()]
+    with (folder / WEIGHTS).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        file.write(bytes(size))
+    assert loaded.model.dtype is torch.bfloat16
+    assert all(map(torch.equal, before, loaded.model.parameters()))

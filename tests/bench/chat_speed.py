@@ -4,8 +4,8 @@
         [--dtype float32|bfloat16]
 
 Without folders it builds SmolLM2-135M-Instruct and two changed copies in --cache, and goes on with
-those that are there. All answer greedily, in --dtype (the page keeps bf16 where files have it), prompts are read anew each time, and the ways
-take turns in one process, the models loaded once:
+those that are there. All answer greedily, in --dtype (the page keeps bf16 where files have it),
+prompts are read anew each time, and the ways take turns in one process, the models loaded once:
 
 - chat: all columns at once, as the page asks them.
 - generate: transformers' own, one model after the other, on all cores.
