@@ -65,7 +65,7 @@ def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 
 
 def _looked(page: Page, visitor: Visitor, looked: Looked) -> Iterator[Updates]:
-    steps = jobs.job_of(looked.models, looked.made, visitor)
+    steps = jobs.job_of(looked.models, {gpu.MERGED: looked.made}, visitor)
     job = yield from asking.followed(page, steps, "looked_status")
     for event in jobs.run(replace(job, inspection=looked.inspection)):
         if isinstance(event, Progress):

@@ -245,6 +245,25 @@ def test_an_earlier_merge_stands_beside_the_next(visit: Visit, tmp_path: Path) -
     assert len(saved["recipes"]) == 2
 
 
+def test_a_pinned_merge_answers_beside_the_others(visit: Visit, long_recipe: str) -> None:
+    """All columns are at it at once, the pinned one too, and Stop stops all."""
+    playground = visit().ready().ramble(long_recipe, SUM)
+    playground.page.keyboard.press("Escape")
+    expect(playground.stats("a")).to_contain_text("stopped")
+    playground.part("pin").click()
+    slots = ("a", "b", "merged", "pinned")
+    playground.awaited(slots)
+    playground.send(FRENCH)
+    expect(playground.part("column-pinned").locator(".head:not([data-old])")).to_contain_text(
+        "tok/s"
+    )
+    shown = [playground.stats(slot).inner_text() for slot in slots]
+    assert not any("tokens ·" in text for text in shown), shown
+    playground.page.keyboard.press("Escape")
+    for slot in slots:
+        expect(playground.stats(slot)).to_contain_text("stopped")
+
+
 def test_a_pinned_merge_is_voted_on_as_itself(visit: Visit) -> None:
     """Blind, a pinned merge is one more answer; unpinned, it is asked no longer."""
     playground = visit().ready()
