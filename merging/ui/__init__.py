@@ -134,10 +134,12 @@ def _running(page: Page) -> None:
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
     )
     example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
+    seeded = {page.seed, *page.answered()}
     trying = [
         answering,
         example.then(ask, page.asking(), page.answered(), **device),
         _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **LIMIT),
+        _on(buttons["new-seed"].click, asking.new_seed, page, page.asking(), seeded, **LIMIT),
     ]
     for slot, column in page.columns.items():
         retry = partial(asking.retry_one, slot=slot)
@@ -145,6 +147,8 @@ def _running(page: Page) -> None:
         for name, handler in (("retry", retry), ("alone", alone)):
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
+        edit = _editing(page, slot)
+        trying.append(column.chat.edit(edit, page.asking(), page.answered(), **device))
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
                   {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
@@ -259,6 +263,18 @@ def _on(
 ) -> Any:
     options = {"show_progress": "hidden", "api_visibility": "private"} | options
     return trigger(_handling(handler, page), inputs, outputs, **options)
+
+
+def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
+    """What gradio calls when a question in a column has been edited."""
+
+    def edited(
+        values: Any, at: gr.EditData, login: gr.OAuthToken | None, request: gr.Request
+    ) -> Iterator[Updates]:
+        change = partial(asking.edit, slot=slot, place=at.index, text=at.value)
+        yield from _handling(change, page)(values, login, request)
+
+    return edited
 
 
 def _handling(handler: Handler, page: Page) -> Callable[..., Iterator[Updates]]:

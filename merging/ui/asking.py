@@ -6,7 +6,7 @@ Every handler takes the page and the values of its inputs, by component, and giv
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from secrets import randbits
+from secrets import randbelow, randbits
 from typing import Any
 
 from merging import gpu
@@ -21,6 +21,9 @@ from merging.ui.layout import Page
 from merging.ui.transcript import Exchange
 from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
+
+SEEDS = 1_000_000
+"""How many a new seed is drawn from: few enough to be read out and typed."""
 
 
 @shows_errors("progress")
@@ -64,11 +67,24 @@ def ask(
 @shows_errors("status")
 def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Ask the last question once more, in place of its answers."""
-    visit: Visit = values[page.visit].idle()
-    if not visit.asked:
-        raise MergeError("There is nothing to retry yet: ask something first.")
+    visit: Visit = _asked_once(values[page.visit])
+    if visit.ballot:  # the same answers with names, here or in what is saved, would tell
+        visit, values = visit.withdrawn(), {**values, page.blind: True}
     visit = visit.before([slot for slot in visit.said if visit.last(slot) == visit.asked])
     yield from _asked(page, visitor, {**values, page.visit: visit}, visit.asked, SLOTS)
+
+
+@shows_errors("status")
+def new_seed(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """Retry with a seed that is drawn, and shown, so that it can be used again."""
+    _asked_once(values[page.visit])
+    if not values[page.temperature]:
+        told = "At temperature 0 the seed changes nothing: raise the temperature in Settings first."
+        yield {page.status: look.hint(told)}
+        return
+    seed = randbelow(SEEDS)
+    yield {page.seed: seed}
+    yield from retry(page, visitor, {**values, page.seed: seed})
 
 
 @shows_errors("status")
@@ -80,6 +96,28 @@ def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterat
         raise MergeError("There is nothing to retry in this column yet: ask something first.")
     values = {**values, page.visit: visit.before([slot])}
     yield from _asked(page, visitor, values, question, (slot,))
+
+
+@shows_errors("status")
+def edit(
+    page: Page, visitor: Visitor, values: Values, slot: str, place: Any, text: Any
+) -> Iterator[Updates]:
+    """Ask one column another question in place of one of its own and of all that followed."""
+    visit: Visit = values[page.visit].idle()
+    if visit.ballot:
+        raise MergeError("This would say which answer is this column's: vote first.")
+    text = text.strip() if isinstance(text, str) else ""
+    if not text:
+        raise MergeError("The question is empty: edit it again, and write something to ask.")
+    values = {**values, page.visit: visit.until(slot, place)}
+    yield from _asked(page, visitor, values, text, (slot,))
+
+
+def _asked_once(visit: Visit) -> Visit:
+    """The same. Raises MergeError where there is no question to put again."""
+    if not visit.idle().asked:
+        raise MergeError("There is nothing to retry yet: ask something first.")
+    return visit
 
 
 def _asked(

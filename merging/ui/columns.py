@@ -48,6 +48,7 @@ def column(slot: str) -> Column:
         chat = gr.Chatbot(
             label=f"Answers of {name}", show_label=False, height=380, buttons=["copy"],
             elem_id=f"chat-{slot}", placeholder=_placeholder(slot), layout="bubble",
+            editable="user", group_consecutive_messages=False,
         )  # fmt: skip
         with gr.Row(elem_classes=["column-tools"]):
             buttons["retry"] = _tool(f"retry-{slot}", f"↻ Retry {short}")

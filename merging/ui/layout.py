@@ -15,6 +15,9 @@ from merging.ui.form import Form
 from merging.ui.presets import Preset, presets
 from merging.ui.visit import PINNED, Visit
 
+AGAIN = {"retry": "↻ Retry", "new-seed": "↻ New seed", "clear": "Clear"}
+"""Buttons on what was asked last."""
+
 
 @dataclass(frozen=True)
 class Page:
@@ -215,8 +218,8 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         label="Try", elem_id="examples",
     )  # fmt: skip
     with gr.Row(elem_classes=["tools"]):
-        buttons["retry"] = _small("retry", "↻ Retry")
-        buttons["clear"] = _small("clear", "Clear")
+        for name, label in AGAIN.items():
+            buttons[name] = _small(name, label)
         show_base = gr.Checkbox(
             False, label="Show the base", elem_id="show-base", min_width=0, container=False
         )

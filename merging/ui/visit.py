@@ -114,6 +114,18 @@ class Visit:
         said = {s: _before(m) if s in slots else m for s, m in self.said.items()}
         return replace(self, said=said)
 
+    def until(self, slot: str, place: int) -> "Visit":
+        """As it was before a column was asked what stands at a place of its conversation."""
+        messages = self.said.get(slot, ())
+        asked = [n for n, message in enumerate(messages) if message["role"] == "user"]
+        if place not in asked:
+            raise MergeError("This question is not there any longer: ask it below.")
+        return replace(self, said={**self.said, slot: messages[:place]})
+
+    def withdrawn(self) -> "Visit":
+        """Without the last question in what is saved: nobody voted on it, and it is put again."""
+        return replace(self, log=self.log[:-1])
+
     def last(self, slot: str) -> str:
         """What a column was last asked, or nothing."""
         questions = [m["content"] for m in self.said.get(slot, ()) if m["role"] == "user"]
@@ -125,6 +137,8 @@ class Visit:
         if merged is None or merged.failed:
             return self.parts
         asked = [s for s in PARENTS if s in self.replies and self.last(s) == question]
+        if not {*asked, gpu.MERGED} & {*self.running}:  # asked something else, and alone
+            return self.parts
         others = {s: self.replies[s].text for s in asked if not self.replies[s].failed}
         return {**self.parts, (question, merged.text): follow(merged.text, others)}
 
