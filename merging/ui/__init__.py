@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from merging.sources import APP
-from merging.ui import asking, choosing, comparing, deciding, finding, keeping, look
+from merging.ui import asking, choosing, comparing, deciding, finding, keeping, look, prompting
 from merging.ui import form as forms
 from merging.ui.api import LIMIT, endpoints
 from merging.ui.blind import BAD, TIE
@@ -56,6 +56,7 @@ def build() -> gr.Blocks:
         _running(page)
         _comparing(page)
         _deciding(page)
+        _prompting(page)
         _keeping(blocks, page)
         _showing(page)
         _remembering(blocks, page)
@@ -202,6 +203,14 @@ def _deciding(page: Page) -> None:
     _on(page.token.input, deciding.choose, page, asked, shown, **last)
     clicked = page.strip.select(place, None, page.token, **quick)
     _on(clicked.then, deciding.choose, page, asked, shown, **LIMIT)
+
+
+def _prompting(page: Page) -> None:
+    """Whatever shows what the models read."""
+    asked = {page.visit, page.pins, page.system}
+    blocks = {part for g in page.given.values() for part in (g.box, g.head, g.text)}
+    _on(page.buttons["show-given"].click, prompting.show, page, asked,
+        {page.given_status, *blocks})  # fmt: skip
 
 
 def _keeping(blocks: gr.Blocks, page: Page) -> None:

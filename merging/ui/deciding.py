@@ -46,8 +46,7 @@ def look_into(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]
     if visit.made is None or reply is None or not reply.text:
         raise MergeError("There is no answer of the merged model yet: press Merge, and ask.")
     models = asking.names(page, values)
-    last = max(n for n, m in enumerate(visit.said[gpu.MERGED]) if m["role"] == "user")
-    messages = asking.with_system(values[page.system], visit.said[gpu.MERGED][: last + 1])
+    messages = visit.given(gpu.MERGED, values[page.system] or "")
     talks = dict.fromkeys((*models, gpu.MERGED), messages)
     inspection = Inspection(talks, reply.text, gpu.MERGED)
     yield from _looked(page, visitor, Looked(inspection, models, visit.made))

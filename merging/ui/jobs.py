@@ -3,14 +3,17 @@
 Downloads happen here, on the page's side, and never inside a GPU call.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 from merging import costs, gpu, hub
+from merging.chat import Message
+from merging.errors import MergeError
 from merging.merge import Progress, bring, fetched
 from merging.notes import Note
 from merging.plan import Plan, plan
+from merging.prompts import Prompt, of_merge, of_parent
 from merging.recipe import Recipe
 from merging.ui.visitor import Visitor
 
@@ -80,6 +83,25 @@ def job_of(
 def _merging(made: Made, parents: Mapping[str, gpu.Place]) -> gpu.Merging:
     own = tuple(parents[name] for name in dict.fromkeys(made.pins.values()))
     return gpu.Merging(made.recipe, made.identity, own)
+
+
+def prompts(
+    job: gpu.Job, conversations: Mapping[str, Sequence[Message]]
+) -> Iterator[tuple[str, Prompt | MergeError]]:
+    """What each column of a job would be given to read, or why it refuses. No device is used."""
+    places = {place.name: place for place in job.places}
+    with hub.using([place.name for place in (*job.places, *job.parents)]):
+        for column in job.answering:
+            try:
+                if merging := job.merges.get(column):
+                    sources = {place.name: place.open() for place in merging.parents}
+                    decided = plan(Recipe.from_yaml(merging.recipe), sources)
+                    yield column, of_merge(decided, conversations[column])
+                else:
+                    source = places[job.columns[column]].open()
+                    yield column, of_parent(source, conversations[column])
+            except MergeError as error:
+                yield column, error
 
 
 def run(job: gpu.Job) -> Iterator[gpu.Event]:

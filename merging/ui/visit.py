@@ -131,6 +131,20 @@ class Visit:
         questions = [m["content"] for m in self.said.get(slot, ()) if m["role"] == "user"]
         return questions[-1] if questions else ""
 
+    def given(self, slot: str, system: str = "") -> tuple[Mapping[str, str], ...]:
+        """What a column was given with its last question, nothing if it was asked none.
+
+        The system prompt is that of then; `system` where that is no longer known.
+        """
+        messages, made = self.said.get(slot, ()), self.merges.get(slot)
+        asked = [n for n, message in enumerate(messages) if message["role"] == "user"]
+        for each in reversed(self.log):
+            if slot in each.models or slot in each.merges or made in each.merges.values():
+                system = each.settings.get("system", "")
+                break
+        head = ({"role": "system", "content": system},) if system.strip() else ()
+        return (*head, *messages[: asked[-1] + 1]) if asked else ()
+
     def _followed(self) -> Mapping[tuple[str, str], tuple[Part, ...]]:
         """The merged model's last answer beside those of the parents who were asked the same."""
         merged, question = self.replies.get(gpu.MERGED), self.last(gpu.MERGED)
