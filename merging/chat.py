@@ -3,10 +3,9 @@
 It knows models and tokenizers that somebody lends it; not where they come from, nor who watches.
 """
 
-import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
@@ -25,6 +24,7 @@ from merging.errors import MergeError
 from merging.library import Loaded
 from merging.reading import Pasts, Reader
 from merging.threads import cores
+from merging.turns import Turns
 
 MAX_NEW_TOKENS = 1024
 MAX_CONTEXT = 4096
@@ -35,6 +35,10 @@ MAX_TURNS = 20
 """Questions of a history that are still read."""
 TICK = 0.08
 """Seconds between two looks at what the columns have said."""
+HEARTBEAT = 1.0
+"""Seconds without a token after which the last reply comes again: who has gone is noticed then."""
+PIECE = 512
+"""Tokens of a prompt that are read in one go: others wait so long, and so does Stop."""
 
 Message = Mapping[str, str]
 
@@ -100,69 +104,46 @@ class Reply:
 
 
 def answer(
-    question: Question, models: Mapping[str, Loaded], pasts: Pasts | None = None
+    question: Question,
+    models: Mapping[str, Loaded],
+    pasts: Pasts | None = None,
+    turns: Turns | None = None,
+    stops: Collection[str] = (),
 ) -> Iterator[Reply]:
     """Ask all models at once. Ends when all have; closing it stops them within a token.
 
     Every column has its own cache, sampler and seed: its answer depends on no other column. One
     that cannot answer fails alone. Raises MergeError where none can. What a model has read is
-    kept in `pasts`, and what is there of a conversation is not read again.
+    kept in `pasts`, and what is there of a conversation is not read again. `turns` are shared by
+    all who ask, in turn; a column whose name comes to be in `stops` ends within a token.
     """
     asked, pasts = question.capped(), pasts or Pasts(0)
-    columns = [_Column(name, loaded, asked, pasts) for name, loaded in models.items()]
-    turns: queue.SimpleQueue[_Column | None] = queue.SimpleQueue()
-    changed = threading.Event()
-    count = max(1, min(len(columns), cores() if _on_cpu(models) else 1))
-    workers = [threading.Thread(target=_work, args=(turns, changed, count)) for _ in range(count)]
-    for column in columns:
-        turns.put(column)
-    for worker in workers:
-        worker.start()
+    columns = [_Column(name, loaded, asked, pasts, stops) for name, loaded in models.items()]
+    turns = turns or Turns(cores() if _on_cpu(models) else 1)
     try:
-        yield from _watch(columns, changed)
+        with turns.going([column.go for column in columns]) as gone:
+            yield from _watch(columns, gone)
     finally:
-        for column in columns:
-            column.stop = True
-        for _ in workers:
-            turns.put(None)
-        for worker in workers:
-            worker.join()
         for column in columns:
             column.keep()
 
 
-def _watch(columns: Sequence["_Column"], changed: threading.Event) -> Iterator[Reply]:
-    shown: dict[str, tuple[int, str | None]] = {}
-    while len([c for c in columns if shown.get(c.name, (0, None))[1]]) < len(columns):
-        changed.wait()
-        changed.clear()
+def _watch(columns: Sequence["_Column"], gone: threading.Event) -> Iterator[Reply]:
+    shown: dict[str, tuple[int, str | None]] = {column.name: (0, None) for column in columns}
+    while going := [column for column in columns if not shown[column.name][1]]:
+        if not gone.wait(HEARTBEAT):
+            yield going[0].reply(*shown[going[0].name])
+        gone.clear()
         for column in columns:
             if column.error:
                 raise column.error
             state = (len(column.said), column.ended)
-            if shown.get(column.name) != state:
+            if shown[column.name] != state:
                 shown[column.name] = state
                 yield column.reply(*state)
         time.sleep(TICK)
     if columns and all(column.failed for column in columns):
         raise MergeError(columns[0].ended)
-
-
-def _work(turns: "queue.SimpleQueue[_Column | None]", changed: threading.Event, count: int) -> None:
-    """Take a column, let it say one token, put it back at the end of the queue."""
-    torch.set_num_threads(max(1, cores() // count))  # a thread's own setting
-    while (column := turns.get()) is not None:
-        if column.stop:
-            continue
-        try:
-            column.step()
-        except MergeError as error:
-            column.failed, column.ended = True, str(error)
-        except Exception as error:  # noqa: BLE001  # handed to the reader's thread, which raises it
-            column.error = error
-        changed.set()
-        if not column.ended and not column.error:
-            turns.put(column)
 
 
 def _on_cpu(models: Mapping[str, Loaded]) -> bool:
@@ -177,24 +158,43 @@ class _Column:
     loaded: Loaded
     question: Question
     pasts: Pasts
+    stops: Collection[str] = ()
     said: list[int] = field(default_factory=list)
     ended: str | None = None
     notice: str | None = None
     failed: bool = False
     error: Exception | None = None
-    stop: bool = False
     started: float = field(default_factory=time.monotonic)
     first: float | None = None
     last: float = 0.0
     prompt: list[int] = field(default_factory=list)
     reader: Reader | None = None
+    ids: torch.Tensor = field(init=False)
+    new: torch.Tensor = field(init=False)
 
-    def step(self) -> None:
-        with torch.inference_mode():
-            reader = self.reader or self._begin()
-            if reader is None:
-                return
-            token = self._next(reader)
+    def go(self) -> bool:
+        """Read a piece of the prompt, or say a token; False when there is nothing more to do."""
+        try:
+            with torch.inference_mode():
+                self._go()
+        except MergeError as error:
+            self.failed, self.ended = True, str(error)
+        except Exception as error:  # noqa: BLE001  # handed to the reader's thread, which raises it
+            self.error = error
+        return not (self.ended or self.error)
+
+    def _go(self) -> None:
+        if self.name in self.stops:
+            self.ended = "stopped"
+            return
+        reader = self.reader or self._begin()
+        if reader is None:
+            return
+        if self.new.shape[1] > PIECE and reader.goes_on():
+            reader.read(self.new[:, :PIECE])
+            self.new = self.new[:, PIECE:]
+            return
+        token = self._next(reader)
         self.last = time.monotonic() - self.started
         self.first = self.first if self.first is not None else self.last
         if token in self.ends:

@@ -4,16 +4,14 @@ It knows plans and this machine, and times a method on made-up numbers; it reads
 """
 
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from merging import hub
 from merging.blocks import BLOCK, NotFiniteError, Work, slices, whole
-from merging.library import chat_dtype
+from merging.library import chat_dtype, size_of
 from merging.notes import Note
 from merging.pairing import Step
 from merging.plan import Plan
@@ -51,12 +49,11 @@ def costs(plan: Plan, *, room: int, device: str) -> Costs:
     `room` is the device's budget for models. Seconds are for parents in memory or on a disk that
     keeps up, and are measured on a CPU only.
     """
-    dtype = chat_dtype(device)
-    merged = _bytes(plan.steps, dtype)
-    parents = sum(_bytes(list(source.tensors.values()), dtype) for source in plan.sources)
+    elements = sum(step.size for step in plan.steps)
+    merged = elements * chat_dtype(device, getattr(torch, plan.config["dtype"])).itemsize
+    parents = sum(size_of(source, device) for source in plan.sources)
     threads = cores() if device == "cpu" else 1
     under_way = 4 * BLOCK * (len(plan.sources) + BUFFERS) * threads
-    elements = sum(step.size for step in plan.steps)
     each = room * elements // max(1, merged + parents)
     return Costs(
         plan.missing, hub.room(), merged + parents, merged + under_way,
@@ -142,7 +139,7 @@ class _Trial:
         side = int(size**0.5)
         shape = (side, side) if self.plan.method.whole else (size,)
         size = torch.Size(shape).numel()
-        out = torch.empty(size, dtype=chat_dtype("cpu"))
+        out = torch.empty(size, dtype=chat_dtype("cpu", self.step.dtype))
         work = Work(self.plan.method, self.step.values, self.plan.based, size, BLOCK, shape)
 
         def read(start: int, stop: int) -> list[torch.Tensor]:
@@ -151,19 +148,6 @@ class _Trial:
         start = time.perf_counter()
         whole(work, read, out, self.step.dtype, self.pool)
         return time.perf_counter() - start
-
-
-class _Sized(Protocol):
-    """What has a type and a number of elements, as a Step or a TensorInfo."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-
-def _bytes(tensors: Sequence[_Sized], dtype: torch.dtype | None) -> int:
-    return sum(t.size * (dtype or t.dtype).itemsize for t in tensors)
 
 
 def _size(count: int) -> str:

@@ -6,20 +6,21 @@ at every call. Nothing relies on what an earlier call left behind: the recipe is
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import spaces
+import torch
 
 from merging import templates
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
 from merging.figures import estimated
-from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent
+from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent, size_of
 from merging.merge import Progress, Samples, default_device, merge
 from merging.nexttoken import Inspection, NextTokens, next_tokens
 from merging.plan import Plan, plan
@@ -67,7 +68,7 @@ class Job:
     """Have merges ready, each in its column, then ask. `columns` maps the others to pinned models.
 
     `places` are the models that are asked themselves. Without `question` nothing is asked;
-    `inspection` looks into an answer.
+    `inspection` looks into an answer. Columns that come to be in `stops` answer no further.
     """
 
     places: tuple[Place, ...] = ()
@@ -75,6 +76,7 @@ class Job:
     columns: Mapping[str, str] = field(default_factory=dict)
     question: Question | None = None
     inspection: Inspection | None = None
+    stops: Collection[str] = ()
 
     @property
     def answering(self) -> tuple[str, ...]:
@@ -125,7 +127,7 @@ def run(job: Job) -> Iterator[Event]:
     """Do a job on the device. Raises MergeError; closing it stops the device within a token."""
     try:
         with closing(_on_device(job)) as events:
-            for event in events:
+            for event in _heeding(events, job.stops):
                 if isinstance(event, _Failed):
                     raise MergeError(event.text)
                 yield event
@@ -135,6 +137,18 @@ def run(job: Job) -> Iterator[Event]:
             said = getattr(error, "message", error)
             raise MergeError(f"The GPU did not finish: {said}. Try again.") from error
         raise
+
+
+def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
+    """Nothing more of a column that was stopped: a worker of ZeroGPU cannot hear of it."""
+    over = set()
+    for event in events:
+        if isinstance(event, Reply) and event.column in stops:
+            if event.column in over:
+                continue
+            over.add(event.column)
+            event = replace(event, ended=event.ended or "stopped")
+        yield event
 
 
 def seconds(job: Job) -> int:
@@ -190,7 +204,7 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
             }
             models = {column: lent[model] for column, model in job.columns.items()} | merged
             if job.question:
-                yield from answer(job.question, models, library.pasts)
+                yield from answer(job.question, models, library.pasts, library.turns, job.stops)
             if job.inspection:
                 yield next_tokens(job.inspection, models, library.pasts)
 
@@ -213,9 +227,8 @@ def _merge(merging: Merging, library: Library) -> Iterator[Event]:
     start = time.monotonic()
     sources = {p.name: p.open() for p in merging.parents}
     decided = plan(Recipe.from_yaml(merging.recipe), sources)
-    dtype = chat_dtype(library.device)
-    elements = sum(step.size for step in decided.steps)
-    library.make_room(elements * dtype.itemsize if dtype else decided.size)
+    dtype = chat_dtype(library.device, getattr(torch, decided.config["dtype"]))
+    library.make_room(dtype.itemsize * sum(step.size for step in decided.steps))
     live = Live(device=library.device, dtype=dtype, like=library.like)
     parents = " ".join(f"{p.name} {p.stamp}" for p in merging.parents)
     parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
@@ -245,11 +258,8 @@ def _figures(decided: Plan, samples: Samples) -> Mapping[str, Any] | None:
 
 def _borrow(library: Library, place: Place):  # type: ignore[no-untyped-def]  # a context manager
     source = place.open()
-    dtype = chat_dtype(library.device)
-    size = sum(i.size * (dtype or i.dtype).itemsize for i in source.tensors.values())
-    return library.borrow(
-        f"{place.name} {place.stamp}", size, partial(load_parent, source, library.device)
-    )
+    size, load = size_of(source, library.device), partial(load_parent, source, library.device)
+    return library.borrow(f"{place.name} {place.stamp}", size, load)
 
 
 def _merged(library: Library, identity: str):  # type: ignore[no-untyped-def]  # a context manager

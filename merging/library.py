@@ -20,7 +20,9 @@ from merging.companions import copy_companions
 from merging.errors import MergeError
 from merging.merge import Numbers
 from merging.reading import Pasts
-from merging.sources import Local
+from merging.sources import Local, Source
+from merging.threads import cores
+from merging.turns import Turns
 
 SHARE = 0.7
 """Of the free memory; the rest is for keys and values, the merge's blocks, and other programs."""
@@ -61,9 +63,13 @@ def prepare() -> None:
     )
 
 
-def chat_dtype(device: str) -> torch.dtype | None:
-    """Float32 on a CPU, where bf16 prompts are several times slower; else the checkpoint's own."""
-    return torch.float32 if device == "cpu" else None
+def chat_dtype(device: str, own: torch.dtype) -> torch.dtype:
+    """What weights of a checkpoint's `own` type are kept in.
+
+    On a CPU bf16 stays too: it says as many tokens a second as float32, in half the memory (see
+    `reading.Upcast` for prompts). Float16 has too small a range for layers that sum in it there.
+    """
+    return own if device != "cpu" or own is torch.bfloat16 else torch.float32
 
 
 def load_parent(source: Local, device: str) -> Loaded:
@@ -73,7 +79,7 @@ def load_parent(source: Local, device: str) -> Loaded:
     """
     from transformers import AutoTokenizer
 
-    dtype = chat_dtype(device) or _own_dtype(source)
+    dtype = chat_dtype(device, own_dtype(source))
     try:
         with tempfile.TemporaryDirectory() as folder:
             copy_companions(source, Path(folder))
@@ -94,7 +100,13 @@ def _read(source: Local, name: str, dtype: torch.dtype, device: str) -> torch.Te
     return values.to(device, dtype if values.is_floating_point() else None)
 
 
-def _own_dtype(source: Local) -> torch.dtype:
+def size_of(source: Source, device: str) -> int:
+    """Bytes that a parent's weights take once they are loaded."""
+    dtype = chat_dtype(device, own_dtype(source))
+    return dtype.itemsize * sum(info.size for info in source.tensors.values())
+
+
+def own_dtype(source: Source) -> torch.dtype:
     """What the config says, as for transformers, else the type of the first weight."""
     named = getattr(torch, str(source.config.get("dtype") or source.config.get("torch_dtype")), "")
     first = (i.dtype for i in source.tensors.values() if i.dtype.is_floating_point)
@@ -114,7 +126,8 @@ class Library:
     """Lends models by key. Least recently used ones leave when room is needed, lent ones never.
 
     `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone. `pasts` has
-    what its models have read, so that a follow-up question is not read from the beginning.
+    what its models have read, so that a follow-up question is not read from the beginning; all
+    questions to them are answered in `turns`, on a GPU by one thread that drives it.
     """
 
     device: str
@@ -125,9 +138,11 @@ class Library:
     lock: threading.RLock = field(default_factory=threading.RLock)
     merging: threading.Lock = field(default_factory=threading.Lock)
     pasts: Pasts = field(init=False)
+    turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
         self.pasts = Pasts(int(READ * self.budget))
+        self.turns = Turns(cores() if self.device == "cpu" else 1)
 
     def has(self, key: str) -> bool:
         return key in self.shelf

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from merging import chat
 from merging.chat import (
     MAX_CHARACTERS,
     MAX_NEW_TOKENS,
@@ -60,6 +61,14 @@ def talkers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
 
 def said(words: str) -> tuple[Mapping[str, str], ...]:
     return ({"role": "user", "content": words},)
+
+
+def no_more_than(before: set[threading.Thread]) -> bool:
+    """Whether all later threads have ended, for which they have a second."""
+    deadline = time.monotonic() + 1
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not set(threading.enumerate()) - before
 
 
 def ask(
@@ -157,7 +166,7 @@ def test_closing_stops_all_threads(talkers: dict[str, Loaded]) -> None:
     start = time.monotonic()
     replies.close()  # type: ignore[attr-defined]  # it is a generator
     assert time.monotonic() - start < 1
-    assert set(threading.enumerate()) == before
+    assert no_more_than(before)
 
 
 def test_an_error_inside_ends_threads_too(demo: dict[str, Loaded]) -> None:
@@ -167,7 +176,61 @@ def test_an_error_inside_ends_threads_too(demo: dict[str, Loaded]) -> None:
     broken = replace(demo["b"], tokenizer=None)
     with pytest.raises(AttributeError):
         list(answer(question, {"a": demo["a"], "b": broken}))
-    assert set(threading.enumerate()) == before
+    assert no_more_than(before)
+
+
+def test_one_column_is_stopped(talkers: dict[str, Loaded]) -> None:
+    """It ends at once with what it had said; the others say all they would have said."""
+    alone = ask(talkers, said(PROMPTS[2]), max_new_tokens=60)
+    stops: set[str] = set()
+    last: dict[str, Reply] = {}
+    question = Question(dict.fromkeys(talkers, said(PROMPTS[2])), 60)
+    for reply in answer(question, talkers, stops=stops):
+        last[reply.column] = reply
+        if reply.tokens > 3:
+            stops.add("b")
+    assert last["b"].ended == "stopped"
+    assert 0 < last["b"].tokens < 60
+    assert alone["b"].text.startswith(last["b"].text)
+    for name in ("base", "a"):
+        assert last[name] == replace(alone[name], first=last[name].first, speed=last[name].speed)
+
+
+def test_a_long_prompt_is_read_in_pieces(
+    demo: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No piece is longer than told, the answer is that of one pass, and Stop waits for a piece."""
+    words = "one two three four " * 30
+    whole = ask({"a": demo["a"]}, said(words), max_new_tokens=12)["a"]
+    monkeypatch.setattr(chat, "PIECE", 16)
+    seen: list[int] = []
+    hook = demo["a"].model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        again = ask({"a": demo["a"]}, said(words), max_new_tokens=12)["a"]
+        told, stops = len(seen), {"a"}
+        stopped = list(answer(Question({"a": said(words)}), {"a": demo["a"]}, stops=stops))
+    finally:
+        hook.remove()
+    assert again.text == whole.text
+    assert max(seen) == 16
+    assert seen.count(16) > 4
+    assert len(seen) == told
+    assert (stopped[-1].tokens, stopped[-1].ended) == (0, "stopped")
+
+
+def test_who_waits_long_hears_something(
+    talkers: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column that says nothing for a while gives its last reply again, so that a page which has
+    gone is noticed."""
+    monkeypatch.setattr(chat, "HEARTBEAT", 0.01)
+    replies = list(answer(Question({"a": said(PROMPTS[0])}, 20), {"a": talkers["a"]}))
+    tokens = [reply.tokens for reply in replies]
+    assert tokens == sorted(tokens)
+    assert tokens.count(0) >= 1
+    assert replies[-1].ended == "length limit"
 
 
 def test_too_long_a_question(demo: dict[str, Loaded]) -> None:

@@ -30,10 +30,14 @@ def test_bytes(pico: Pico, hub: LocalHub) -> None:
     found = plan(recipe("ties", ["org/a", pico["b"]], base_model=pico["base"]))
     elements = [sum(t.numel() for t in loaded(pico[n]).values()) for n in ("a", "b", "base")]
     merged = sum(step.size for step in found.steps)
+    half = plan(replace(found.recipe, out_dtype="float16"))
     for device, width in (("cpu", 4), ("cuda", 2)):
-        spent = costs.costs(found, room=10**9, device=device)
-        assert spent.chat_bytes == width * (sum(elements) + merged)
+        spent = costs.costs(half, room=10**9, device=device)
+        assert spent.chat_bytes == 2 * sum(elements) + width * merged
         assert width * merged < spent.merge_bytes
+    for device in ("cpu", "cuda"):
+        spent = costs.costs(found, room=10**9, device=device)
+        assert spent.chat_bytes == 2 * (sum(elements) + merged)
         assert spent.fitting * spent.chat_bytes == pytest.approx(10**9 * merged, rel=1e-3)
         assert spent.missing == (pico["a"] / WEIGHTS).stat().st_size
         assert (spent.seconds is None) == (device == "cuda")

@@ -19,6 +19,7 @@ from merging.chat import Question, Reply, _prompt, answer
 from merging.library import Loaded
 from tests.conftest import WORDS
 from tests.decoders import build, tuned
+from tests.test_chat import no_more_than
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -178,7 +179,7 @@ class Passes:
 
 @pytest.mark.usefixtures("at_once")
 def test_stop_at_every_point() -> None:
-    """Closed after any reply: no thread and no pass follows, what was said begins the whole
+    """Closed after any reply: no pass follows, no thread stays, what was said begins the whole
     answer, and the next question is answered in full."""
     base = build("llama", **LONG)
     made = {"base": base, "a": tuned(base, 1), "b": tuned(base, 2)}
@@ -192,12 +193,12 @@ def test_stop_at_every_point() -> None:
         running = answer(question, trio)
         said = [reply for _, reply in zip(range(point), running, strict=False)]
         running.close()  # type: ignore[attr-defined]  # it is a generator
-        assert set(threading.enumerate()) == before
         count = passes.count
         assert all(whole[reply.column].startswith(reply.text) for reply in said)
         assert len(said) == point or len([r for r in said if r.ended]) == len(trio)
         time.sleep(0.002)
         assert passes.count == count
     passes.end()
+    assert no_more_than(before)
     again = {name: reply.text for name, reply in ask(trio, max_new_tokens=TOKENS).items()}
     assert again == whole

@@ -161,7 +161,8 @@ def test_budget_is_below_what_is_free() -> None:
     assert 0 < budget("cpu") < total
 
 
-def test_models_chat_in_float32_on_a_cpu() -> None:
-    """bf16 is slow on a CPU, and a GPU keeps what the checkpoint has."""
-    assert chat_dtype("cpu") is torch.float32
-    assert chat_dtype("cuda") is None
+def test_what_models_chat_in() -> None:
+    """A GPU keeps what the checkpoint has, a CPU bf16 alone."""
+    for own in (torch.bfloat16, torch.float16, torch.float32):
+        assert chat_dtype("cuda", own) is own
+        assert chat_dtype("cpu", own) is (torch.float32 if own is torch.float16 else own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,13 @@ def load(folder: Path) -> Loaded:
 
 @pytest.fixture(scope="module")
 def loaded(pico: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
-    """`a`, `c`, and `b` with two more tokens, which it likes now and then."""
+    """`a`, `c`, and `b` with two more tokens, which it likes now and then, in float32."""
     heads = load_file(pico["b"] / WEIGHTS)["lm_head.weight"].clone()
     heads[len(WORDS) :] *= 2.5
     fond = changed(pico["b"], tmp_path_factory.mktemp("b") / "b", tensors={"lm_head.weight": heads})
-    return {"a": load(pico["a"]), "b": load(fond), "c": load(pico["c"])}
+    folders = {"a": pico["a"], "b": fond, "c": pico["c"]}
+    found = {name: load(folder) for name, folder in folders.items()}
+    return {name: replace(each, model=each.model.float()) for name, each in found.items()}
 
 
 def look(

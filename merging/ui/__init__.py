@@ -16,7 +16,7 @@ from starlette.requests import Request
 from merging.sources import APP
 from merging.ui import asking, choosing, comparing, deciding, finding, keeping, look, prompting
 from merging.ui import form as forms
-from merging.ui.api import LIMIT, endpoints
+from merging.ui.api import ASKING, LIMIT, endpoints
 from merging.ui.blind import BAD, TIE
 from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
@@ -35,6 +35,7 @@ LAUNCH: dict[str, Any] = {
     "ssr_mode": False,  # a second server in Node, of no use here
     "run_history": False,  # answers would stay in a shared browser
     "max_file_size": "1mb",
+    "max_threads": 4 * ASKING["concurrency_limit"],  # each who asks holds one, and others come
     "app_kwargs": {
         "middleware": [Middleware(RequestCap), Middleware(OwnPage)],
         "routes": [downloads(lambda request: is_private(request.app.blocks, request))],
@@ -129,7 +130,7 @@ def _finding(page: Page) -> None:
 def _running(page: Page) -> None:
     """Whatever reaches the device, and what stops it."""
     buttons, private = page.buttons, {"api_visibility": "private"}
-    device = {**LIMIT, **private, "show_progress": "hidden"}
+    device = {**ASKING, **private, "show_progress": "hidden"}
     ask = _handling(asking.ask, page)
     answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
@@ -139,15 +140,15 @@ def _running(page: Page) -> None:
     trying = [
         answering,
         example.then(ask, page.asking(), page.answered(), **device),
-        _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **LIMIT),
-        _on(buttons["new-seed"].click, asking.new_seed, page, page.asking(), seeded, **LIMIT),
+        _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **ASKING),
+        _on(buttons["new-seed"].click, asking.new_seed, page, page.asking(), seeded, **ASKING),
     ]
     for slot, column in page.columns.items():
         retry = partial(asking.retry_one, slot=slot)
         alone = partial(asking.ask, slots=(slot,))
         for name, handler in (("retry", retry), ("alone", alone)):
             click = column.buttons[name].click
-            trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
+            trying.append(_on(click, handler, page, page.asking(), page.answered(), **ASKING))
         edit = _editing(page, slot)
         trying.append(column.chat.edit(edit, page.asking(), page.answered(), **device))
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
@@ -159,6 +160,11 @@ def _running(page: Page) -> None:
         _on(stopping.then, comparing.stop, page, drawn, page.answered(), queue=False)
     clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
+    one: dict[str | int, Any] = {slot: c.buttons["stop"] for slot, c in page.columns.items()}
+    one |= {number: booth.stop for number, booth in enumerate(page.unnamed)}
+    for which, button in one.items():
+        handler = partial(comparing.stop_one, column=which)
+        _on(button.click, handler, page, {page.visit}, {page.status}, queue=False)
     for trigger in (buttons["ask"].click, page.question.submit):
         _on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
 

@@ -19,6 +19,9 @@ from merging.ui import jobs, kept
 from merging.ui.visitor import Visitor, visitor
 
 LIMIT = {"concurrency_id": "device", "concurrency_limit": 4}
+"""Merges, of which one is made at a time and others fetch, and what else takes a whole machine."""
+ASKING: dict[str, Any] = {"concurrency_id": "asking", "concurrency_limit": 16}
+"""Questions, which take turns: a new one need not wait for long answers to end."""
 
 
 def endpoints(private: Callable[[gr.Request], bool]) -> None:
@@ -47,7 +50,7 @@ def endpoints(private: Callable[[gr.Request], bool]) -> None:
 
     gr.api(check, api_name="check", concurrency_limit=8)
     gr.api(_plainly(merge), api_name="merge", **LIMIT)
-    gr.api(_plainly(chat), api_name="chat", **LIMIT)
+    gr.api(_plainly(chat), api_name="chat", **ASKING)
 
 
 def _check(text: str, who: Visitor) -> dict[str, Any]:

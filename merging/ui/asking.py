@@ -138,7 +138,7 @@ def _asked(
     question = Question(asked, **_sampling(page, values))
     yield {page.status: ""} | showing.stage(page, visit, values)
     try:
-        for event in jobs.run(replace(job, question=question)):
+        for event in jobs.run(replace(job, question=question, stops=visit.stops)):
             if isinstance(event, Reply):
                 visit = visit.replied(event)
                 yield showing.columns(page, visit, [event.column], values) | _notice(page, event)

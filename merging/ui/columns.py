@@ -42,6 +42,7 @@ class Booth:
     head: gr.HTML
     chat: gr.Chatbot
     best: gr.Button
+    stop: gr.Button
     wide: gr.Button
 
 
@@ -61,6 +62,7 @@ def column(slot: str) -> Column:
             editable="user", group_consecutive_messages=False,
         )  # fmt: skip
         with gr.Row(elem_classes=["column-tools"]):
+            buttons["stop"] = _tool(f"halt-{slot}", f"Stop {short}")
             buttons["retry"] = _tool(f"retry-{slot}", f"↻ Retry {short}")
             buttons["alone"] = _tool(f"alone-{slot}", f"Ask {short} alone")
             if slot == "merged":  # gradio copies texts, and a marked answer is none
@@ -94,7 +96,9 @@ def booth(number: int) -> Booth:
             elem_id=f"answer-{number}", layout="bubble",
         )  # fmt: skip
         best = gr.Button(f"{number} is best", size="sm", elem_id=f"best-{number}")
-    return Booth(box, head, chat, best, wide)
+        with gr.Row(elem_classes=["column-tools"]):
+            stop = _tool(f"halt-{number}", f"Stop {number}")
+    return Booth(box, head, chat, best, stop, wide)
 
 
 def _tool(id: str, text: str) -> gr.Button:

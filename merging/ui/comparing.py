@@ -34,6 +34,18 @@ def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield drawn | {page.status: ""}
 
 
+def stop_one(page: Page, visitor: Visitor, values: Values, column: int | str) -> Iterator[Updates]:
+    """Stop one column, by its name or its place; the others go on, and whoever asked hears of it.
+
+    Nothing is drawn here: the page is that of the question, which goes on.
+    """
+    visit: Visit = values[page.visit]
+    if isinstance(column, int):
+        column = visit.ballot.places[column] if visit.ballot else ""
+    visit.stops.add(column)
+    yield {page.status: gr.skip()}
+
+
 def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """A question that comes while others are answered stays where it was typed."""
     visit: Visit = values[page.visit]

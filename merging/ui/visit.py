@@ -22,8 +22,8 @@ class Visit:
 
     `said` has each column's messages, `replies` the last answers, `models` who gave them; `asked`
     is the last question, for a merge to answer it again. `running` are columns that answer just
-    now. `parts` are answers of the merged model in pieces, by question and text. While there is a
-    `ballot`, nobody may see which column is whose.
+    now, and those put into their `stops` end. `parts` are answers of the merged model in pieces, by
+    question and text. While there is a `ballot`, nobody may see which column is whose.
     """
 
     made: Made | None = None
@@ -33,6 +33,7 @@ class Visit:
     asked: str = ""
     replies: Mapping[str, Reply] = field(default_factory=dict)
     running: tuple[str, ...] = ()
+    stops: set[str] = field(default_factory=set)
     parts: Mapping[tuple[str, str], tuple[Part, ...]] = field(default_factory=dict)
     ballot: Ballot | None = None
     votes: tuple[Vote, ...] = ()
@@ -85,7 +86,7 @@ class Visit:
         return replace(
             self, models={**self.models, **exchange.models}, said={**self.said, **said},
             replies={s: r for s, r in self.replies.items() if s not in slots}, running=slots,
-            asked=exchange.question, ballot=ballot, log=(*self.log, exchange)[-MOST:],
+            stops=set(), asked=exchange.question, ballot=ballot, log=(*self.log, exchange)[-MOST:],
         )  # fmt: skip
 
     def replied(self, reply: Reply) -> "Visit":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from merging.ui import look
 from merging.ui.following import follow
 from merging.ui.visit import Visit as State
 from tests.ui.playground import Playground
+from tests.ui.running import App
 
 pytestmark = pytest.mark.browser
 
@@ -72,6 +74,28 @@ def test_stop_is_said_and_a_question_meanwhile_is_kept(visit: Visit, long_recipe
     field.press("Enter")
     playground.finished(("a", "b"))
     assert len(playground.answers("a")) == 2
+
+
+def test_one_column_is_stopped_alone(visit: Visit, long_recipe: str) -> None:
+    """Its head says so at once; the others go on, blind ones too, and end with the last Stop."""
+    playground = visit().ready().ramble(long_recipe, SUM)
+    playground.part("halt-a").click()
+    expect(playground.stats("a")).to_contain_text("stopped")
+    said = playground.answers("b")[-1]
+    expect(playground.part("chat-b").locator("[data-testid=bot]").last).not_to_have_text(said)
+    expect(playground.stats("b")).not_to_contain_text("stopped")
+    playground.part("stop").click()
+    expect(playground.stats("b")).to_contain_text("stopped")
+
+
+def test_who_closes_the_page_stops_computing(app: App, visit: Visit, long_recipe: str) -> None:
+    """A few seconds after the tab is gone the app is at rest."""
+    playground = visit().ready().ramble(long_recipe, SUM)
+    playground.page.context.close()
+    time.sleep(4)
+    before = app.processor_seconds()
+    time.sleep(1)
+    assert app.processor_seconds() - before < 0.3
 
 
 def test_columns_are_enlarged_and_hidden_by_keys(visit: Visit) -> None:
