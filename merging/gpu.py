@@ -22,7 +22,7 @@ from merging.errors import MergeError
 from merging.figures import estimated
 from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent, size_of
 from merging.merge import Progress, Samples, default_device, merge
-from merging.nexttoken import Inspection, NextTokens, next_tokens
+from merging.nexttoken import Inspection, NextTokens, Read, next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.sinks import Live
@@ -109,7 +109,7 @@ class _Failed:
     text: str
 
 
-Event = Progress | Merged | Reply | NextTokens
+Event = Progress | Merged | Reply | Read | NextTokens
 
 
 def place(source: Local) -> Place:
@@ -152,14 +152,16 @@ def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
 
 
 def seconds(job: Job) -> int:
-    """GPU seconds to ask for: loading and merging by bytes, answering by tokens."""
+    """GPU seconds to ask for: loading and merging by bytes, answering by tokens, looking into an
+    answer by characters, of which a token has one or more."""
     places = [*({*job.places} - {*job.parents})]
     places += [parent for merging in set(job.merges.values()) for parent in merging.parents]
     folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     gigabytes = sum(f.stat().st_size for f in files) / 1e9
     tokens = job.question.max_new_tokens * len(job.answering) if job.question else 0
-    return min(120, int(5 + 3 * gigabytes + tokens / 40))
+    read = job.inspection.characters() if job.inspection else 0
+    return min(120, int(5 + 3 * gigabytes + tokens / 40 + read / 2000))
 
 
 @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types
@@ -206,7 +208,7 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
             if job.question:
                 yield from answer(job.question, models, library.pasts, library.turns, job.stops)
             if job.inspection:
-                yield next_tokens(job.inspection, models, library.pasts)
+                yield from next_tokens(job.inspection, models, library.pasts)
 
 
 def _made(merging: Merging, library: Library) -> Iterator[Event]:

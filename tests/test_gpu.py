@@ -212,6 +212,20 @@ def test_seconds_grow_with_work() -> None:
     assert gpu.seconds(job) <= 10 < gpu.seconds(longer) <= 120
 
 
+def test_seconds_count_an_inspection() -> None:
+    """Reading a long answer asks for more than reading a short one, and for each column more."""
+    job = asking(decided())
+    assert job.question is not None
+    talks = job.question.conversations
+    one = dict([*talks.items()][:1])
+    seconds = [
+        gpu.seconds(replace(job, question=None, inspection=Inspection(talk, answer, gpu.MERGED)))
+        for talk, answer in ((talks, "65"), (one, "6" * 16_000), (talks, "6" * 16_000))
+    ]
+    assert seconds[0] <= 10
+    assert [n - seconds[0] for n in seconds] == [0, 8, 24]
+
+
 def test_seconds_count_each_merge(tmp_path: Path) -> None:
     """A second merge of the same gigabytes adds what the first took; one that stands twice not."""
     with (tmp_path / WEIGHTS).open("wb") as file:

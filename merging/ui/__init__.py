@@ -199,16 +199,20 @@ def _deciding(page: Page) -> None:
     """Whatever looks into the merged model's answer."""
     shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status}
     quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    _on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown, **LIMIT)
+    looking = [_on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown,
+                   **LIMIT)]  # fmt: skip
     asked = {page.visit, page.pins, page.looked_into, page.token}
 
     def place(at: gr.SelectData) -> int:
         return int(at.index) + 1
 
     last = {**LIMIT, "trigger_mode": "always_last"}
-    _on(page.token.input, deciding.choose, page, asked, shown, **last)
+    looking.append(_on(page.token.input, deciding.choose, page, asked, shown, **last))
     clicked = page.strip.select(place, None, page.token, **quick)
-    _on(clicked.then, deciding.choose, page, asked, shown, **LIMIT)
+    looking.append(_on(clicked.then, deciding.choose, page, asked, shown, **LIMIT))
+    stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
+    stopping = gr.on(stops, comparing.settle, None, None, cancels=looking, **quick)
+    stopping.then(lambda: "", None, page.looked_status, **quick)  # what was seen before stays
 
 
 def _prompting(page: Page) -> None:

@@ -13,7 +13,7 @@ import gradio as gr
 from merging import gpu
 from merging.errors import MergeError
 from merging.merge import Progress
-from merging.nexttoken import Choice, Distance, Inspection, NextTokens
+from merging.nexttoken import Choice, Distance, Inspection, NextTokens, Read
 from merging.ui import asking, jobs, look
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
@@ -69,6 +69,9 @@ def _looked(page: Page, visitor: Visitor, looked: Looked) -> Iterator[Updates]:
     for event in jobs.run(replace(job, inspection=looked.inspection)):
         if isinstance(event, Progress):
             yield {page.looked_status: look.progress(event)}
+        elif isinstance(event, Read):
+            told = f"{look.slot_name(event.column)} has read {event.tokens} of {event.of} tokens"
+            yield {page.looked_status: look.bar(event.tokens / event.of, told)}
         elif isinstance(event, NextTokens):
             yield {
                 page.looked_into: looked,

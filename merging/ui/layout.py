@@ -263,6 +263,7 @@ def _deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
     ))  # fmt: skip
     with gr.Row(elem_classes=["tools"]):
         buttons["look-into"] = _small("look-into", "Look into the merged answer")
+        buttons["stop-looking"] = _small("stop-looking", "Stop")
     strip = gr.HighlightedText(
         label="The merged answer, token by token", show_legend=True, show_inline_category=False,
         combine_adjacent=False, color_map=look.NEAR, visible=False, elem_id="strip",
