@@ -22,7 +22,7 @@ from merging.errors import MergeError
 from merging.figures import estimated
 from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent, size_of
 from merging.merge import Progress, Samples, default_device, merge
-from merging.nexttoken import Inspection, NextTokens, next_tokens
+from merging.nexttoken import Inspection, NextTokens, Read, next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.sinks import Live
@@ -55,22 +55,38 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Job:
-    """Have a merge ready, then ask. `columns` maps a column to a pinned model, or MERGED to "".
+class Merging:
+    """A merge to have ready: made, or found under its `identity`. `parents` are the recipe's."""
 
-    `parents` are the recipe's, `places` the models that are asked themselves. Without `recipe`
-    nothing is merged; without `question` nothing is asked; `inspection` looks into an answer.
-    Columns that come to be in `stops` answer no further.
+    recipe: str
+    identity: str
+    parents: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Have merges ready, each in its column, then ask. `columns` maps the others to pinned models.
+
+    `places` are the models that are asked themselves. Without `question` nothing is asked;
+    `inspection` looks into an answer. Columns that come to be in `stops` answer no further.
     """
 
     places: tuple[Place, ...] = ()
-    parents: tuple[Place, ...] = ()
-    recipe: str | None = None
-    identity: str = ""
+    merges: Mapping[str, Merging] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     question: Question | None = None
     inspection: Inspection | None = None
     stops: Collection[str] = ()
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """All columns, those of merges last."""
+        return (*self.columns, *self.merges)
+
+    @property
+    def parents(self) -> tuple[Place, ...]:
+        """What the merges are made of, each once."""
+        return tuple(dict.fromkeys(p for m in self.merges.values() for p in m.parents))
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,7 @@ class _Failed:
     text: str
 
 
-Event = Progress | Merged | Reply | NextTokens
+Event = Progress | Merged | Reply | Read | NextTokens
 
 
 def place(source: Local) -> Place:
@@ -104,7 +120,7 @@ def place(source: Local) -> Place:
 def merge_job(decided: Plan) -> Job:
     """The job that carries out a plan whose parents are all on this machine."""
     parents = tuple(place(s) for s in decided.sources if not isinstance(s, Remote))
-    return Job((), parents, decided.recipe.to_yaml(), decided.identity)
+    return Job(merges={MERGED: Merging(decided.recipe.to_yaml(), decided.identity, parents)})
 
 
 def run(job: Job) -> Iterator[Event]:
@@ -136,13 +152,16 @@ def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
 
 
 def seconds(job: Job) -> int:
-    """GPU seconds to ask for: loading and merging by bytes, answering by tokens."""
-    places = {*job.places, *job.parents}
+    """GPU seconds to ask for: loading and merging by bytes, answering by tokens, looking into an
+    answer by characters, of which a token has one or more."""
+    places = [*({*job.places} - {*job.parents})]
+    places += [parent for merging in set(job.merges.values()) for parent in merging.parents]
     folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     gigabytes = sum(f.stat().st_size for f in files) / 1e9
-    tokens = job.question.max_new_tokens * len(job.columns) if job.question else 0
-    return min(120, int(5 + 3 * gigabytes + tokens / 40))
+    tokens = job.question.max_new_tokens * len(job.answering) if job.question else 0
+    read = job.inspection.characters() if job.inspection else 0
+    return min(120, int(5 + 3 * gigabytes + tokens / 40 + read / 2000))
 
 
 @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types
@@ -174,45 +193,46 @@ def _library() -> Library:
 
 def _work(job: Job, library: Library) -> Iterator[Event]:
     places = {p.name: p for p in job.places}
-    if job.recipe:
-        yield from _made(job, library)
-    if job.question or job.inspection:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        merged: dict[str, Loaded] = {}
+        for column, merging in job.merges.items():
+            yield from _made(merging, library)
+            # borrowed at once: the next merge, and parents that are loaded, could push it out
+            merged[column] = stack.enter_context(_merged(library, merging.identity))
+        if job.question or job.inspection:
             lent = {
-                model: stack.enter_context(
-                    _borrow(library, places[model]) if model else _merged(library, job.identity)
-                )
-                for model in sorted(set(job.columns.values()))  # the merge first: parents that
-            }  # are loaded could push it out
-            models = {column: lent[model] for column, model in job.columns.items()}
+                model: stack.enter_context(_borrow(library, places[model]))
+                for model in sorted(set(job.columns.values()))
+            }
+            models = {column: lent[model] for column, model in job.columns.items()} | merged
             if job.question:
                 yield from answer(job.question, models, library.pasts, library.turns, job.stops)
             if job.inspection:
-                yield next_tokens(job.inspection, models, library.pasts)
+                yield from next_tokens(job.inspection, models, library.pasts)
 
 
-def _made(job: Job, library: Library) -> Iterator[Event]:
+def _made(merging: Merging, library: Library) -> Iterator[Event]:
     """Find the merge, or make it in turn: each takes all cores, and the next may be the same."""
     while not library.merging.acquire(timeout=EVERY):
         yield Progress("another merge", 0, 1, 0.0, 0.0, 0.0, "wait")
     try:
-        if library.has(job.identity):
-            yield Merged(job.identity, 0.0, {})
+        if library.has(merging.identity):
+            yield Merged(merging.identity, 0.0, {})
         else:
-            yield from _merge(job, library)
+            yield from _merge(merging, library)
     finally:
         library.merging.release()
 
 
-def _merge(job: Job, library: Library) -> Iterator[Event]:
+def _merge(merging: Merging, library: Library) -> Iterator[Event]:
     """Merge into the live model; what is chatting meanwhile stays as it is."""
     start = time.monotonic()
-    sources = {p.name: p.open() for p in job.parents}
-    decided = plan(Recipe.from_yaml(job.recipe or ""), sources)
+    sources = {p.name: p.open() for p in merging.parents}
+    decided = plan(Recipe.from_yaml(merging.recipe), sources)
     dtype = chat_dtype(library.device, getattr(torch, decided.config["dtype"]))
     library.make_room(dtype.itemsize * sum(step.size for step in decided.steps))
     live = Live(device=library.device, dtype=dtype, like=library.like)
-    parents = " ".join(f"{p.name} {p.stamp}" for p in job.parents)
+    parents = " ".join(f"{p.name} {p.stamp}" for p in merging.parents)
     parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
     tally: Mapping[str, int] = {}
     shown = 0.0
@@ -223,9 +243,9 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
         if time.monotonic() - shown > EVERY:
             shown = time.monotonic()
             yield progress
-    library.publish(job.identity, Loaded.of(live.model, live.tokenizer, live.mould))
+    library.publish(merging.identity, Loaded.of(live.model, live.tokenizer, live.mould))
     figures = _figures(decided, samples)
-    yield Merged(job.identity, time.monotonic() - start, tally, figures)
+    yield Merged(merging.identity, time.monotonic() - start, tally, figures)
 
 
 def _figures(decided: Plan, samples: Samples) -> Mapping[str, Any] | None:

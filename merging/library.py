@@ -194,7 +194,8 @@ class Library:
             if self._used() + size > self.budget:
                 raise MergeError(
                     f"This needs {size / 1e9:.1f} GB more memory, and {self._used() / 1e9:.1f} of "
-                    f"the {self.budget / 1e9:.1f} GB for models are in use: choose smaller models."
+                    f"the {self.budget / 1e9:.1f} GB for models are in use: choose smaller "
+                    "models, or fewer at once."
                 )
 
     def _used(self) -> int:

@@ -40,7 +40,19 @@ def asking(merge: Plan, words: str = SUM) -> gpu.Job:
     columns = {name: name for name in ("assets/demo/a", "assets/demo/b")}
     messages = ({"role": "user", "content": words},)
     question = Question(dict.fromkeys((*columns, gpu.MERGED), messages), 8)
-    return replace(job, places=job.parents, columns={**columns, gpu.MERGED: ""}, question=question)
+    return replace(job, places=job.parents, columns=columns, question=question)
+
+
+def identity(job: gpu.Job) -> str:
+    return job.merges[gpu.MERGED].identity
+
+
+def beside(*values: float) -> gpu.Job:
+    """A question to two merges of the same models with other values, and to nobody else."""
+    texts = {f"at {x}": TIES.replace("lambda: 1.0", f"lambda: {x}") for x in values}
+    merges = {n: gpu.merge_job(decided(text)).merges[gpu.MERGED] for n, text in texts.items()}
+    question = Question(dict.fromkeys(merges, ({"role": "user", "content": SUM},)), 8)
+    return gpu.Job(merges=merges, question=question)
 
 
 def answers(job: gpu.Job) -> dict[str, str]:
@@ -65,7 +77,7 @@ def test_found_the_second_time() -> None:
     first = answers(job)
     events = list(gpu.run(job))
     assert not any(isinstance(event, Progress) for event in events)
-    assert events[0] == gpu.Merged(job.identity, 0.0, {})
+    assert events[0] == gpu.Merged(identity(job), 0.0, {})
     assert answers(job) == first
 
 
@@ -104,9 +116,9 @@ def test_looks_into_an_answer() -> None:
     gpu._library.cache_clear()  # as on ZeroGPU, where nothing may be left
     *_, seen = gpu.run(replace(job, question=None, inspection=looking))
     assert isinstance(seen, NextTokens)
-    assert seen.choices.keys() == job.columns.keys()
+    assert seen.choices.keys() == {*job.answering}
     assert seen.choices[gpu.MERGED][0].text == seen.tokens[0]
-    assert seen.distances.keys() == job.columns.keys() - {gpu.MERGED}
+    assert seen.distances.keys() == job.columns.keys()
     assert pickle.loads(pickle.dumps(seen)) == seen
 
 
@@ -141,7 +153,7 @@ def test_stopped_merge_publishes_nothing() -> None:
     running = gpu.run(job)
     next(running)
     running.close()  # type: ignore[attr-defined]  # it is a generator
-    assert not gpu._library().has(job.identity)
+    assert not gpu._library().has(identity(job))
     assert any(isinstance(event, gpu.Merged) for event in gpu.run(job))
 
 
@@ -166,9 +178,60 @@ def test_other_values_other_merge() -> None:
     assert answers(one) == first
 
 
+def test_two_merges_answer_in_one_job() -> None:
+    """Both are ready before anyone is asked, answer side by side, and say what each says alone."""
+    alone = [answers(beside(x))[f"at {x}"] for x in (1.0, 0.0)]
+    gpu._library.cache_clear()
+    both = list(gpu.run(beside(1.0, 0.0)))
+    ready = [n for n, event in enumerate(both) if isinstance(event, gpu.Merged)]
+    said = [event for event in both[ready[-1] + 1 :] if isinstance(event, Reply)]
+    assert len(ready) == 2 and not any(isinstance(event, Reply) for event in both[: ready[-1]])
+    ended = [n for n, reply in enumerate(said) if reply.ended]
+    assert {reply.column for reply in said[: ended[0] + 1]} == {"at 1.0", "at 0.0"}
+    assert [said[n].text for n in sorted(ended, key=lambda n: said[n].column)] == alone[::-1]
+    assert alone[0] == "65" != alone[1]
+
+
+def test_a_merge_is_not_pushed_out_by_the_next() -> None:
+    """Where only one of two merges fits, a sentence says so; the first stays, lent to nobody."""
+    first = beside(1.0)
+    told = answers(first)
+    library = gpu._library()
+    library.budget = library._used() * 3 // 2
+    with pytest.raises(MergeError, match=r"fewer at once"):
+        answers(beside(1.0, 0.0))
+    assert not any(library.lent.values())
+    assert library.has(first.merges["at 1.0"].identity) and answers(first) == told
+
+
 def test_seconds_grow_with_work() -> None:
     """What is asked of ZeroGPU is small for the demo, more for more tokens, and capped."""
     job = asking(decided())
     assert job.question is not None
     longer = replace(job, question=replace(job.question, max_new_tokens=1024))
     assert gpu.seconds(job) <= 10 < gpu.seconds(longer) <= 120
+
+
+def test_seconds_count_an_inspection() -> None:
+    """Reading a long answer asks for more than reading a short one, and for each column more."""
+    job = asking(decided())
+    assert job.question is not None
+    talks = job.question.conversations
+    one = dict([*talks.items()][:1])
+    seconds = [
+        gpu.seconds(replace(job, question=None, inspection=Inspection(talk, answer, gpu.MERGED)))
+        for talk, answer in ((talks, "65"), (one, "6" * 16_000), (talks, "6" * 16_000))
+    ]
+    assert seconds[0] <= 10
+    assert [n - seconds[0] for n in seconds] == [0, 8, 24]
+
+
+def test_seconds_count_each_merge(tmp_path: Path) -> None:
+    """A second merge of the same gigabytes adds what the first took; one that stands twice not."""
+    with (tmp_path / WEIGHTS).open("wb") as file:
+        file.truncate(5 * 10**9)
+    place = gpu.Place("a", str(tmp_path), "s")
+    one, two = (gpu.Merging("", name, (place,)) for name in ("one", "two"))
+    jobs = [gpu.Job((place,), merges) for merges in ({}, {"m": one}, {"m": one, "p": one})]
+    jobs.append(gpu.Job((place,), {"m": one, "p": two}))
+    assert [gpu.seconds(job) for job in jobs] == [20, 20, 20, 35]

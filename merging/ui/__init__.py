@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from merging.sources import APP
-from merging.ui import asking, choosing, comparing, deciding, finding, keeping, look
+from merging.ui import asking, choosing, comparing, deciding, finding, keeping, look, prompting
 from merging.ui import form as forms
 from merging.ui.api import ASKING, LIMIT, endpoints
 from merging.ui.blind import BAD, TIE
@@ -57,6 +57,7 @@ def build() -> gr.Blocks:
         _running(page)
         _comparing(page)
         _deciding(page)
+        _prompting(page)
         _keeping(blocks, page)
         _showing(page)
         _remembering(blocks, page)
@@ -135,10 +136,12 @@ def _running(page: Page) -> None:
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
     )
     example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
+    seeded = {page.seed, *page.answered()}
     trying = [
         answering,
         example.then(ask, page.asking(), page.answered(), **device),
         _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **ASKING),
+        _on(buttons["new-seed"].click, asking.new_seed, page, page.asking(), seeded, **ASKING),
     ]
     for slot, column in page.columns.items():
         retry = partial(asking.retry_one, slot=slot)
@@ -146,6 +149,8 @@ def _running(page: Page) -> None:
         for name, handler in (("retry", retry), ("alone", alone)):
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **ASKING))
+        edit = _editing(page, slot)
+        trying.append(column.chat.edit(edit, page.asking(), page.answered(), **device))
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
                   {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
@@ -194,16 +199,28 @@ def _deciding(page: Page) -> None:
     """Whatever looks into the merged model's answer."""
     shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status}
     quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    _on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown, **LIMIT)
+    looking = [_on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown,
+                   **LIMIT)]  # fmt: skip
     asked = {page.visit, page.pins, page.looked_into, page.token}
 
     def place(at: gr.SelectData) -> int:
         return int(at.index) + 1
 
     last = {**LIMIT, "trigger_mode": "always_last"}
-    _on(page.token.input, deciding.choose, page, asked, shown, **last)
+    looking.append(_on(page.token.input, deciding.choose, page, asked, shown, **last))
     clicked = page.strip.select(place, None, page.token, **quick)
-    _on(clicked.then, deciding.choose, page, asked, shown, **LIMIT)
+    looking.append(_on(clicked.then, deciding.choose, page, asked, shown, **LIMIT))
+    stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
+    stopping = gr.on(stops, comparing.settle, None, None, cancels=looking, **quick)
+    stopping.then(lambda: "", None, page.looked_status, **quick)  # what was seen before stays
+
+
+def _prompting(page: Page) -> None:
+    """Whatever shows what the models read."""
+    asked = {page.visit, page.pins, page.system}
+    blocks = {part for g in page.given.values() for part in (g.box, g.head, g.text)}
+    _on(page.buttons["show-given"].click, prompting.show, page, asked,
+        {page.given_status, *blocks})  # fmt: skip
 
 
 def _keeping(blocks: gr.Blocks, page: Page) -> None:
@@ -265,6 +282,18 @@ def _on(
 ) -> Any:
     options = {"show_progress": "hidden", "api_visibility": "private"} | options
     return trigger(_handling(handler, page), inputs, outputs, **options)
+
+
+def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
+    """What gradio calls when a question in a column has been edited."""
+
+    def edited(
+        values: Any, at: gr.EditData, login: gr.OAuthToken | None, request: gr.Request
+    ) -> Iterator[Updates]:
+        change = partial(asking.edit, slot=slot, place=at.index, text=at.value)
+        yield from _handling(change, page)(values, login, request)
+
+    return edited
 
 
 def _handling(handler: Handler, page: Page) -> Callable[..., Iterator[Updates]]:

@@ -102,7 +102,7 @@ def _progress(at: Any) -> dict[str, Any]:
 
 def _chat(merge: str, message: str, options: Question, who: Visitor) -> Iterator[dict[str, str]]:
     job = _job(merge, who)
-    texts = dict.fromkeys(job.columns, "")
+    texts = dict.fromkeys(job.answering, "")
     said = ({"role": "user", "content": message},)
     question = Question(
         dict.fromkeys(texts, said), options.max_new_tokens, options.temperature, options.seed
@@ -123,7 +123,7 @@ def _job(merge: str, who: Visitor) -> gpu.Job:
     try:
         made, _ = _end(jobs.make(recipe, who))
         columns = zip(names or made.columns, recipe.listed(), strict=True)
-        job: gpu.Job = _end(jobs.job_of(dict(columns), made, who))
+        job: gpu.Job = _end(jobs.job_of(dict(columns), {gpu.MERGED: made}, who))
     except AccessError as error:
         if known:  # an id is no secret, the models' names may be
             raise MergeError(

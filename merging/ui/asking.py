@@ -3,25 +3,27 @@
 Every handler takes the page and the values of its inputs, by component, and gives updates.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from secrets import randbits
+from secrets import randbelow, randbits
 from typing import Any
 
 from merging import gpu
-from merging.chat import Message, Question, Reply
+from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress
 from merging.recipe import Recipe
 from merging.ui import blind, jobs, kept, look, showing
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.jobs import Made
 from merging.ui.layout import Page
 from merging.ui.transcript import Exchange
-from merging.ui.visit import PINNED, Visit
+from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
+
+SEEDS = 1_000_000
+"""How many a new seed is drawn from: few enough to be read out and typed."""
 
 
 @shows_errors("progress")
@@ -65,11 +67,24 @@ def ask(
 @shows_errors("status")
 def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Ask the last question once more, in place of its answers."""
-    visit: Visit = values[page.visit].idle()
-    if not visit.asked:
-        raise MergeError("There is nothing to retry yet: ask something first.")
+    visit: Visit = _asked_once(values[page.visit])
+    if visit.ballot:  # the same answers with names, here or in what is saved, would tell
+        visit, values = visit.withdrawn(), {**values, page.blind: True}
     visit = visit.before([slot for slot in visit.said if visit.last(slot) == visit.asked])
     yield from _asked(page, visitor, {**values, page.visit: visit}, visit.asked, SLOTS)
+
+
+@shows_errors("status")
+def new_seed(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """Retry with a seed that is drawn, and shown, so that it can be used again."""
+    _asked_once(values[page.visit])
+    if not values[page.temperature]:
+        told = "At temperature 0 the seed changes nothing: raise the temperature in Settings first."
+        yield {page.status: look.hint(told)}
+        return
+    seed = randbelow(SEEDS)
+    yield {page.seed: seed}
+    yield from retry(page, visitor, {**values, page.seed: seed})
 
 
 @shows_errors("status")
@@ -83,6 +98,28 @@ def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterat
     yield from _asked(page, visitor, values, question, (slot,))
 
 
+@shows_errors("status")
+def edit(
+    page: Page, visitor: Visitor, values: Values, slot: str, place: Any, text: Any
+) -> Iterator[Updates]:
+    """Ask one column another question in place of one of its own and of all that followed."""
+    visit: Visit = values[page.visit].idle()
+    if visit.ballot:
+        raise MergeError("This would say which answer is this column's: vote first.")
+    text = text.strip() if isinstance(text, str) else ""
+    if not text:
+        raise MergeError("The question is empty: edit it again, and write something to ask.")
+    values = {**values, page.visit: visit.until(slot, place)}
+    yield from _asked(page, visitor, values, text, (slot,))
+
+
+def _asked_once(visit: Visit) -> Visit:
+    """The same. Raises MergeError where there is no question to put again."""
+    if not visit.idle().asked:
+        raise MergeError("There is nothing to retry yet: ask something first.")
+    return visit
+
+
 def _asked(
     page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
 ) -> Iterator[Updates]:
@@ -93,14 +130,15 @@ def _asked(
     if not slots:
         raise MergeError("Nobody answers in this column yet: choose a model, or press Merge.")
     parents = {slot: models[slot] for slot in slots if slot in models}
-    ready = yield from _jobs(page, parents, merges, visitor)
-    question, settings = Question({}, **_sampling(page, values)), _settings(page, values)
+    job = yield from followed(page, jobs.job_of(parents, merges, visitor), "status")
+    settings = _settings(page, values)
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
     visit = visit.put(Exchange(text, settings, parents, merges), slots, ballot)
     asked = {slot: with_system(values[page.system], visit.said[slot]) for slot in slots}
+    question = Question(asked, **_sampling(page, values))
     yield {page.status: ""} | showing.stage(page, visit, values)
     try:
-        for event in _answers(ready, question, asked, visit.stops):
+        for event in jobs.run(replace(job, question=question, stops=visit.stops)):
             if isinstance(event, Reply):
                 visit = visit.replied(event)
                 yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
@@ -110,38 +148,6 @@ def _asked(
         yield showing.stage(page, replace(visit, running=(), ballot=None), values)
         raise
     yield {page.status: ""} | showing.stage(page, visit.ended(), values)
-
-
-def _jobs(
-    page: Page, parents: Mapping[str, str], merges: Mapping[str, Made], visitor: Visitor
-) -> Generator[Updates, None, list[gpu.Job]]:
-    """What has to be asked: all at once, and then the pinned merge, since a job has one merge."""
-    ready = []
-    made = merges.get(gpu.MERGED)
-    if parents or made:
-        ready.append((yield from followed(page, jobs.job_of(parents, made, visitor), "status")))
-    if PINNED in merges:
-        pinned = jobs.job_of({}, merges[PINNED], visitor)
-        ready.append((yield from followed(page, pinned, "status")))
-    return ready
-
-
-def _answers(
-    ready: Sequence[gpu.Job],
-    question: Question,
-    asked: Mapping[str, Sequence[Message]],
-    stops: set[str],
-) -> Iterator[gpu.Event]:
-    """The jobs' events, with the pinned merge's under its own name."""
-    for number, job in enumerate(ready):
-        pinned = PINNED in asked and number == len(ready) - 1
-        said = {gpu.MERGED: asked[PINNED]} if pinned else asked
-        events = jobs.run(replace(job, question=replace(question, conversations=said), stops=stops))
-        with closing(events):  # type: ignore[type-var]  # a generator
-            for event in events:
-                if pinned and isinstance(event, Reply):
-                    event = replace(event, column=PINNED)
-                yield event
 
 
 def _sampling(page: Page, values: Values) -> dict[str, Any]:

@@ -25,6 +25,16 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What one model was given to read; its text is a stranger's, and stays text."""
+
+    slot: str
+    box: gr.Column
+    head: gr.HTML
+    text: gr.Textbox
+
+
+@dataclass(frozen=True)
 class Booth:
     """A part of the chat that does not say whose it is."""
 
@@ -49,6 +59,7 @@ def column(slot: str) -> Column:
         chat = gr.Chatbot(
             label=f"Answers of {name}", show_label=False, height=380, buttons=["copy"],
             elem_id=f"chat-{slot}", placeholder=_placeholder(slot), layout="bubble",
+            editable="user", group_consecutive_messages=False,
         )  # fmt: skip
         with gr.Row(elem_classes=["column-tools"]):
             buttons["stop"] = _tool(f"halt-{slot}", f"Stop {short}")
@@ -60,6 +71,18 @@ def column(slot: str) -> Column:
             if slot == PINNED:
                 buttons["unpin"] = _tool("unpin", "Unpin")
     return Column(slot, box, head, chat, buttons)
+
+
+def given(slot: str) -> Given:
+    with gr.Column(
+        elem_id=f"given-{slot}", elem_classes=["answers", slot], min_width=280, visible=False
+    ) as box:
+        head = gr.HTML()
+        text = gr.Textbox(
+            label=f"What {look.slot_name(slot)} was given", show_label=False, container=False,
+            lines=3, max_lines=16, interactive=False, buttons=["copy"], elem_classes=["given"],
+        )  # fmt: skip
+    return Given(slot, box, head, text)
 
 
 def booth(number: int) -> Booth:

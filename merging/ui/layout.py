@@ -10,10 +10,13 @@ import gradio as gr
 from merging.chat import MAX_CHARACTERS, MAX_NEW_TOKENS
 from merging.ui import form as forms
 from merging.ui import look
-from merging.ui.columns import SLOTS, Booth, Column, booth, column
+from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column, given
 from merging.ui.form import Form
 from merging.ui.presets import Preset, presets
 from merging.ui.visit import PINNED, Visit
+
+AGAIN = {"retry": "↻ Retry", "new-seed": "↻ New seed", "clear": "Clear"}
+"""Buttons on what was asked last."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Page:
     bars: gr.HTML
     looked_status: gr.HTML
     looked_into: gr.State
+    given: Mapping[str, Given]
+    given_status: gr.HTML
     system: gr.Textbox
     temperature: gr.Slider
     seed: gr.Number
@@ -127,6 +132,8 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
         parts |= _chat(known[0], buttons)
         with gr.Accordion("Where the merge decides", open=False, elem_id="deciding"):
             parts |= _deciding(buttons)
+        with gr.Accordion("What each model reads", open=False, elem_id="reads"):
+            parts |= _given(buttons)
         with gr.Accordion("Settings", open=False):
             parts |= _settings()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
@@ -215,8 +222,8 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         label="Try", elem_id="examples",
     )  # fmt: skip
     with gr.Row(elem_classes=["tools"]):
-        buttons["retry"] = _small("retry", "↻ Retry")
-        buttons["clear"] = _small("clear", "Clear")
+        for name, label in AGAIN.items():
+            buttons[name] = _small(name, label)
         show_base = gr.Checkbox(
             False, label="Show the base", elem_id="show-base", min_width=0, container=False
         )
@@ -256,6 +263,7 @@ def _deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
     ))  # fmt: skip
     with gr.Row(elem_classes=["tools"]):
         buttons["look-into"] = _small("look-into", "Look into the merged answer")
+        buttons["stop-looking"] = _small("stop-looking", "Stop")
     strip = gr.HighlightedText(
         label="The merged answer, token by token", show_legend=True, show_inline_category=False,
         combine_adjacent=False, color_map=look.NEAR, visible=False, elem_id="strip",
@@ -265,6 +273,19 @@ def _deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
         "strip": strip, "token": token, "bars": gr.HTML(elem_id="bars"),
         "looked_status": gr.HTML(elem_id="looked-status"), "looked_into": gr.State(None),
     }  # fmt: skip
+
+
+def _given(buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.hint(
+        "A chat template turns the conversation into the text that a model was trained on. Here it "
+        "is, with its special tokens, as each model was given it with its last question."
+    ))  # fmt: skip
+    with gr.Row(elem_classes=["tools"]):
+        buttons["show-given"] = _small("show-given", "Show what each was given")
+    status = gr.HTML(elem_id="given-status")
+    with gr.Row(elem_id="given"):
+        blocks = {slot: given(slot) for slot in SLOTS}
+    return {"given": blocks, "given_status": status}
 
 
 def _settings() -> dict[str, Any]:

@@ -115,10 +115,36 @@ class Visit:
         said = {s: _before(m) if s in slots else m for s, m in self.said.items()}
         return replace(self, said=said)
 
+    def until(self, slot: str, place: int) -> "Visit":
+        """As it was before a column was asked what stands at a place of its conversation."""
+        messages = self.said.get(slot, ())
+        asked = [n for n, message in enumerate(messages) if message["role"] == "user"]
+        if place not in asked:
+            raise MergeError("This question is not there any longer: ask it below.")
+        return replace(self, said={**self.said, slot: messages[:place]})
+
+    def withdrawn(self) -> "Visit":
+        """Without the last question in what is saved: nobody voted on it, and it is put again."""
+        return replace(self, log=self.log[:-1])
+
     def last(self, slot: str) -> str:
         """What a column was last asked, or nothing."""
         questions = [m["content"] for m in self.said.get(slot, ()) if m["role"] == "user"]
         return questions[-1] if questions else ""
+
+    def given(self, slot: str, system: str = "") -> tuple[Mapping[str, str], ...]:
+        """What a column was given with its last question, nothing if it was asked none.
+
+        The system prompt is that of then; `system` where that is no longer known.
+        """
+        messages, made = self.said.get(slot, ()), self.merges.get(slot)
+        asked = [n for n, message in enumerate(messages) if message["role"] == "user"]
+        for each in reversed(self.log):
+            if slot in each.models or slot in each.merges or made in each.merges.values():
+                system = each.settings.get("system", "")
+                break
+        head = ({"role": "system", "content": system},) if system.strip() else ()
+        return (*head, *messages[: asked[-1] + 1]) if asked else ()
 
     def _followed(self) -> Mapping[tuple[str, str], tuple[Part, ...]]:
         """The merged model's last answer beside those of the parents who were asked the same."""
@@ -126,6 +152,8 @@ class Visit:
         if merged is None or merged.failed:
             return self.parts
         asked = [s for s in PARENTS if s in self.replies and self.last(s) == question]
+        if not {*asked, gpu.MERGED} & {*self.running}:  # asked something else, and alone
+            return self.parts
         others = {s: self.replies[s].text for s in asked if not self.replies[s].failed}
         return {**self.parts, (question, merged.text): follow(merged.text, others)}
 

@@ -49,6 +49,33 @@ def test_the_merged_answer_token_by_token(visit: Callable[..., Playground]) -> N
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 102
 
 
+STOP_AT_ONCE = """() => new MutationObserver((_, self) => {
+    if (!/has read/.test(document.querySelector("#looked-status").innerText)) return;
+    self.disconnect();
+    document.querySelector("#stop-looking").click();
+}).observe(document.querySelector("#looked-status"), {childList: true, subtree: true})"""
+
+
+def test_looking_can_be_stopped(visit: Callable[..., Playground], long_recipe: str) -> None:
+    """In the middle of a long answer: nothing is shown then, and it can be looked into again."""
+    playground = visit().ready()
+    playground.paste(long_recipe)
+    expect(playground.part("recipe-status")).to_contain_text("in use")
+    playground.merge()
+    playground.option("Length", 512)
+    playground.page.set_default_timeout(120_000)
+    playground.ask(SUM)
+    playground.unfold("Where the merge decides")
+    playground.page.evaluate(STOP_AT_ONCE)
+    playground.part("look-into").click()
+    expect(playground.part("looked-status")).to_contain_text("has read 64 of 513 tokens")
+    expect(playground.part("looked-status")).to_have_text("", timeout=30_000)
+    expect(playground.part("strip")).to_be_hidden()
+    assert playground.part("bars").inner_text() == ""
+    playground.part("look-into").click()
+    expect(playground.part("strip")).to_be_visible(timeout=60_000)
+
+
 def test_a_blind_round_is_not_given_away(visit: Callable[..., Playground]) -> None:
     """Before the vote nobody can look into the merged model's answer."""
     playground = visit().ready()
