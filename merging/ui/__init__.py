@@ -155,9 +155,11 @@ def _running(page: Page) -> None:
                   {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
-    for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):
-        stopping = stop.click(comparing.settle, None, None, cancels=what, **at_once)
-        _on(stopping.then, comparing.stop, page, drawn, page.answered(), queue=False)
+    for stop in (buttons["stop"], buttons["halt"]):
+        cancels = [*trying, merging]
+        stopping = stop.click(comparing.settle, None, None, cancels=cancels, **at_once)
+        outputs = {page.progress, *page.answered()}
+        _on(stopping.then, comparing.stop, page, drawn, outputs, queue=False)
     clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
     one: dict[str | int, Any] = {slot: c.buttons["stop"] for slot, c in page.columns.items()}

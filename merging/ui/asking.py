@@ -3,7 +3,7 @@
 Every handler takes the page and the values of its inputs, by component, and gives updates.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from secrets import randbelow, randbits
@@ -17,6 +17,7 @@ from merging.recipe import Recipe
 from merging.ui import blind, jobs, kept, look, showing
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
+from merging.ui.jobs import Made
 from merging.ui.layout import Page
 from merging.ui.transcript import Exchange
 from merging.ui.visit import Visit
@@ -31,20 +32,33 @@ def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fetch, merge, and let the merged column answer the last question again."""
     visit: Visit = values[page.visit].idle()
     recipe = Recipe.from_yaml(values[page.recipe] or "")
-    yield {page.progress: look.bar(0, "Reading headers")}
-    made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
-    kept.keep(made)
+    yield {
+        page.progress: look.bar(0, "Reading headers"),
+        page.visit: replace(visit, merging=True),
+    }
+    try:
+        made = yield from _make(page, visitor, recipe)
+    except MergeError:
+        yield {page.visit: visit}
+        raise
     visitor = replace(visitor, pins={**visitor.pins, **made.pins})
-    for event in jobs.run(job):
-        if isinstance(event, Progress):
-            yield {page.progress: look.progress(event)}
-        elif isinstance(event, gpu.Merged):
-            yield {page.progress: look.bar(1, _merged(event))}
     visit = visit.merged(made)
     yield {page.pins: visitor.pins} | showing.stage(page, visit, values)
     if values[page.again] and visit.asked:
         said = {**values, page.visit: visit}
         yield from _asked(page, visitor, said, visit.asked, (gpu.MERGED,))
+
+
+def _make(page: Page, visitor: Visitor, recipe: Recipe) -> Generator[Updates, None, Made]:
+    made: Made
+    made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
+    kept.keep(made)
+    for event in jobs.run(job):
+        if isinstance(event, Progress):
+            yield {page.progress: look.progress(event)}
+        elif isinstance(event, gpu.Merged):
+            yield {page.progress: look.bar(1, _merged(event))}
+    return made
 
 
 @shows_errors("status")

@@ -22,8 +22,9 @@ class Visit:
 
     `said` has each column's messages, `replies` the last answers, `models` who gave them; `asked`
     is the last question, for a merge to answer it again. `running` are columns that answer just
-    now, and those put into their `stops` end. `parts` are answers of the merged model in pieces, by
-    question and text. While there is a `ballot`, nobody may see which column is whose.
+    now, and those put into their `stops` end; `merging` while a merge is made. `parts` are answers
+    of the merged model in pieces, by question and text. While there is a `ballot`, nobody may see
+    which column is whose.
     """
 
     made: Made | None = None
@@ -34,15 +35,23 @@ class Visit:
     replies: Mapping[str, Reply] = field(default_factory=dict)
     running: tuple[str, ...] = ()
     stops: set[str] = field(default_factory=set)
+    merging: bool = False
     parts: Mapping[tuple[str, str], tuple[Part, ...]] = field(default_factory=dict)
     ballot: Ballot | None = None
     votes: tuple[Vote, ...] = ()
     log: tuple[Exchange, ...] = ()
 
     def idle(self) -> "Visit":
-        """The same. Raises MergeError while columns answer, for two at once would mix."""
+        """The same. Raises MergeError while columns answer or a merge is made: each writes down
+        what came of it at its end, over what the other wrote meanwhile."""
         if self.running:
             raise MergeError("The models are still answering: wait for them, or press Stop.")
+        return self.ready()
+
+    def ready(self) -> "Visit":
+        """The same. Raises MergeError while a merge is made, but not while columns answer."""
+        if self.merging:
+            raise MergeError("A merge is being made: wait for it, or press Stop.")
         return self
 
     def title(self, slot: str) -> str:
@@ -76,7 +85,9 @@ class Visit:
         """A new merge, whose column is empty; what was asked blind was about another one."""
         replies = {slot: r for slot, r in self.replies.items() if slot != gpu.MERGED}
         said = {**self.said, gpu.MERGED: ()}
-        return replace(self, made=made, said=said, replies=replies, ballot=None, parts={})
+        return replace(
+            self, made=made, said=said, replies=replies, ballot=None, parts={}, merging=False
+        )
 
     def put(self, exchange: Exchange, slots: tuple[str, ...], ballot: Ballot | None) -> "Visit":
         """A question that has just been put to columns: their conversations have it by now."""
@@ -102,13 +113,13 @@ class Visit:
         )  # fmt: skip
 
     def ended(self) -> "Visit":
-        """Nobody answers any longer: those who had not ended were stopped."""
+        """Nothing is under way any longer: who had not ended was stopped."""
         visit = self
         for slot in self.running:
             reply = self.replies.get(slot) or Reply(slot, "", 0, None, 0.0)
             if reply.ended is None:
                 visit = visit.replied(replace(reply, ended="stopped"))
-        return replace(visit, running=(), parts=visit._followed())
+        return replace(visit, running=(), merging=False, parts=visit._followed())
 
     def before(self, slots: Iterable[str]) -> "Visit":
         """As it was before these columns were last asked."""
