@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from merging import hub
+from merging import elsewhere, hub
 from merging.blocks import BLOCK, NotFiniteError, Work, slices, whole
 from merging.library import chat_dtype
 from merging.notes import Note
@@ -34,6 +34,7 @@ class Costs:
     `missing` is to be fetched, and the cache's disk has room for `disk`. Of the `room` that models
     may take on the device, `merge_bytes` are for the merged model with its blocks under way,
     `chat_bytes` for it and all its parents. Models of `fitting` parameters each would all fit.
+    `job` is the command line by which the merge would run elsewhere, None where it could not.
     """
 
     missing: int
@@ -43,6 +44,7 @@ class Costs:
     seconds: float | None
     room: int
     fitting: int
+    job: str | None = None
 
 
 def costs(plan: Plan, *, room: int, device: str) -> Costs:
@@ -61,11 +63,12 @@ def costs(plan: Plan, *, room: int, device: str) -> Costs:
     return Costs(
         plan.missing, hub.room(), merged + parents, merged + under_way,
         seconds(plan) if device == "cpu" else None, room, each,
+        elsewhere.offer(plan, merged + under_way),
     )  # fmt: skip
 
 
 def notes(costs: Costs) -> tuple[Note, ...]:
-    """One green line; what does not fit has a line of its own instead."""
+    """One green line; what does not fit has a line of its own instead, and then where it would."""
     fine, found = [], []
     if costs.missing > costs.disk:
         found.append(Note(
@@ -90,6 +93,11 @@ def notes(costs: Costs) -> tuple[Note, ...]:
         ))  # fmt: skip
     else:
         fine.append(f"{_size(costs.chat_bytes)} of memory, {_size(costs.room)} free")
+    if costs.job and any(note.level == "red" for note in found):
+        found.append(Note(
+            "amber", "A Hugging Face Job has the room, on your account and bill. Download the "
+            f"recipe, then: `{costs.job}`"
+        ))  # fmt: skip
     if costs.seconds is not None:
         fine.append(f"{_duration(costs.seconds)} to merge")
     return (*found, *([Note("green", " · ".join(fine))] if fine else []))
