@@ -4,15 +4,15 @@ It knows what a job needs, is sent and runs, and how it is followed to its end; 
 runs there is this package's own, on the same recipe.
 """
 
+import hashlib
 import io
 import math
 import re
 import shlex
 import subprocess
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from typing import NoReturn
 
@@ -99,8 +99,15 @@ def run(plan: Plan, to: Target, on: jobs.Machine, options: Sequence[str], say: S
     if to.published:
         take_back(to, branch)  # which a run that was killed may have left
         return to.url
-    with _lent(plan, to, branch, say):
-        end = _ran(_wanted(plan, to, branch, on, options), on, to.token, say)
+    wanted = _wanted(plan, to, branch, on, options)
+    with _taken_back(to, branch, say):
+        job = jobs.find(wanted, token=to.token)
+        if job is None:
+            _send(plan, to, branch, say)
+            say(f"A job on {_described(on)}, {wanted.seconds // 60} minutes at most.")
+        else:
+            say("This merge has a job already.")
+        end = _ran(wanted, job, to.token, say)
         if end.stage != "COMPLETED":
             why = f" ({end.message})" if end.message else ""
             raise MergeError(f"The job ended with {end.stage}{why}: its log is on {end.url}.")
@@ -172,28 +179,34 @@ def _wanted(
         line for line in (APP / "requirements.txt").read_text("utf-8").splitlines()
         if re.match("huggingface_hub", line)
     )  # fmt: skip
+    mark = hashlib.sha256(f"{to.id} {plan.identity}".encode()).hexdigest()[:32]
     words = [client, to.id, ARCHIVE, branch, RECIPE, "--push-to", to.id, *options]
     return jobs.Wanted(
         owner=jobs.account(to.token), image=IMAGE, machine=on.name, seconds=seconds(plan),
-        command=["bash", "-ec", SCRIPT, "job", *words], mark=uuid.uuid4().hex,
+        command=["bash", "-ec", SCRIPT, "job", *words], mark=mark,
         env=SETTINGS | ({} if on.gpu else {"PIP_EXTRA_INDEX_URL": CPU_TORCH}),
         secrets={"HF_TOKEN": to.token},
     )  # fmt: skip
 
 
-@contextmanager
-def _lent(plan: Plan, to: Target, branch: str, say: Say) -> Iterator[None]:
-    """The archive in the repo for as long as a job may need it."""
+def _send(plan: Plan, to: Target, branch: str, say: Say) -> None:
     packed, strange = archive(plan)
     for name in strange:
         say(f"note: {name} is not in git, and is not sent.")
-    where = f"the branch {branch} of {to.id}"
-    say(f"Sending this version's code, {len(packed) / 1e6:.1f} MB, to {where}.")
+    say(f"Sending this version's code, {len(packed) / 1e6:.1f} MB, to {to.id}.")
+    lend(to, branch, ARCHIVE, packed)
+
+
+@contextmanager
+def _taken_back(to: Target, branch: str, say: Say) -> Iterator[None]:
+    """Removes the archive at the end, whatever it is, unless a job may need it still."""
     try:
-        lend(to, branch, ARCHIVE, packed)
         yield
     except GoesOnError as error:
-        raise GoesOnError(f"{error} Its code stays in {where}: remove that afterwards.") from error
+        where = f"the branch {branch} of {to.id}"
+        raise GoesOnError(
+            f"{error} Its code stays in {where}: run this again to follow it, or remove that."
+        ) from error
     except BaseException:
         _take_back(to, branch, say)
         raise
@@ -205,22 +218,22 @@ def _take_back(to: Target, branch: str, say: Say) -> None:
         take_back(to, branch)
     except (MergeError, KeyboardInterrupt) as error:
         where = f"the branch {branch} of {to.id}"
-        say(f"note: the code is still in {where}: remove that branch. {error}")
+        with suppress(OSError):
+            say(f"note: the code is still in {where}: remove that branch. {error}")
 
 
-def _ran(wanted: jobs.Wanted, on: jobs.Machine, token: str, say: Say) -> jobs.Job:
+def _ran(wanted: jobs.Wanted, job: jobs.Job | None, token: str, say: Say) -> jobs.Job:
     """The job as it ended. Whatever stops this program, but a lost connection, cancels the job."""
-    job = None
     try:
-        job = jobs.start(wanted, token=token)
-        say(f"Job {job.url} on {_described(on)}, {wanted.seconds // 60} minutes at most.")
+        job = job or jobs.start(wanted, token=token)
+        say(f"Follow it here, or on {job.url}")
         return _followed(job, token, say)
     except MergeError:
         raise
     except KeyboardInterrupt:
         raise MergeError(_cancelled(job, wanted, token, say)) from None
     except BaseException:
-        say(_cancelled(job, wanted, token, lambda _: None))
+        _cancelled(job, wanted, token, lambda _: None)
         raise
 
 
@@ -274,7 +287,8 @@ def _cancelled(job: jobs.Job | None, wanted: jobs.Wanted, token: str, say: Say) 
         job = job or jobs.find(wanted, token=token)
         if job is None:
             return "Stopped before the job began."
-        say("Cancelling the job.")
+        with suppress(OSError):  # Ctrl-C also ends what the output is piped into
+            say("Cancelling the job.")
         jobs.cancel(job, token=token)
         end = monotonic() + LINGER
         while not job.over and monotonic() < end:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 OVER = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 MARK = "merging"
-"""The label by which a job is found whose number never arrived."""
+"""The label by which a job is found whose number never arrived, or is not known here."""
 AGAIN = 5  # seconds before a log that broke off is asked for again
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -120,10 +120,11 @@ def start(wanted: Wanted, *, token: str) -> Job:
 
 
 def find(wanted: Wanted, *, token: str) -> Job | None:
-    """The job that was started so, if there is one. Raises MergeError."""
+    """A job of that mark which is not over, if there is one. Raises MergeError."""
     label = {MARK: wanted.mark}
     found = _ask(lambda: list(api().list_jobs(labels=label, namespace=wanted.owner, token=token)))
-    return next((_job(one) for one in found if (one.labels or {}).get(MARK) == wanted.mark), None)
+    marked = (_job(one) for one in found if (one.labels or {}).get(MARK) == wanted.mark)
+    return next((job for job in marked if not job.over), None)
 
 
 def look(job: Job, *, token: str) -> Job:
