@@ -6,7 +6,7 @@ It knows plans and this machine, and times a method on made-up numbers; it reads
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -68,7 +68,7 @@ def costs(plan: Plan, *, room: int, device: str) -> Costs:
 
 
 def notes(costs: Costs) -> tuple[Note, ...]:
-    """One green line; what does not fit has a line of its own instead, and then where it would."""
+    """One green line; what does not fit has a line of its own instead, with the way out."""
     fine, found = [], []
     if costs.missing > costs.disk:
         found.append(Note(
@@ -93,14 +93,17 @@ def notes(costs: Costs) -> tuple[Note, ...]:
         ))  # fmt: skip
     else:
         fine.append(f"{_size(costs.chat_bytes)} of memory, {_size(costs.room)} free")
-    if costs.job and any(note.level == "red" for note in found):
-        found.append(Note(
-            "amber", "A Hugging Face Job has the room, on your account and bill. Download the "
-            f"recipe, then: `{costs.job}`"
-        ))  # fmt: skip
     if costs.seconds is not None:
         fine.append(f"{_duration(costs.seconds)} to merge")
-    return (*found, *([Note("green", " · ".join(fine))] if fine else []))
+    return (*_offered(found, costs.job), *([Note("green", " · ".join(fine))] if fine else []))
+
+
+def _offered(found: Sequence[Note], job: str | None) -> list[Note]:
+    """The notes, with a job as the way out behind the last that stops the merge here."""
+    stops = [note for note in found if note.level == "red"]
+    way = (" Or have it done by a Hugging Face Job, on your account and bill: download the "
+           f"recipe, then `{job}`.") if job else ""  # fmt: skip
+    return [replace(n, text=n.text + way) if n in stops[-1:] else n for n in found]
 
 
 def seconds(plan: Plan) -> float | None:

@@ -82,10 +82,11 @@ def test_where_it_would_fit() -> None:
     assert not [text for _, text in words(spent) if "--job" in text]
     assert not [text for _, text in words(replace(spent, chat_bytes=10**12)) if "--job" in text]
     small = [replace(spent, missing=10**13), replace(spent, merge_bytes=10**12)]
-    for found in (*small, replace(spent, missing=10**13, merge_bytes=10**12)):
+    both = [replace(small[0], merge_bytes=10**12), replace(small[0], chat_bytes=10**12)]
+    for found in (*small, *both):
         offered = [(level, text) for level, text in words(found) if "--job" in text]
-        (level, text), *more = offered
-        assert level == "amber" and f"`{spent.job}`" in text and not more
+        ((level, text),) = offered
+        assert level == "red" and text.endswith(f"download the recipe, then `{spent.job}`.")
     assert not [text for _, text in words(replace(small[0], job=None)) if "--job" in text]
 
 
