@@ -289,7 +289,12 @@ def _cancelled(job: jobs.Job | None, wanted: jobs.Wanted, token: str, say: Say) 
             return "Stopped before the job began."
         with suppress(OSError):  # Ctrl-C also ends what the output is piped into
             say("Cancelling the job.")
-        jobs.cancel(job, token=token)
+        try:
+            jobs.cancel(job, token=token)
+        except MergeError:
+            job = jobs.look(job, token=token)  # what is over cannot be cancelled
+            if not job.over:
+                raise
         end = monotonic() + LINGER
         while not job.over and monotonic() < end:
             sleep(0.5)

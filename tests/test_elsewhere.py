@@ -413,6 +413,23 @@ def test_a_cancel_that_fails(
     assert err.count("\n") == 1 and left(alice) == []
 
 
+def test_a_cancel_that_comes_too_late(
+    alice: LocalHub, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A job that has ended is not said to be cancelled, nor to go on."""
+    alice.jobs.pip = "exit 1"
+    alice.fault("POST .*/cancel", "409")
+
+    def interrupted(*_: Any) -> None:
+        time.sleep(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(elsewhere, "_tell", interrupted)
+    assert run(recipe) == 2
+    err = capsys.readouterr().err
+    assert "Stopped, but the job had ended before (ERROR)" in err and left(alice) == []
+
+
 def test_an_archive_that_stays(alice: LocalHub, recipe: Path, capsys: Any) -> None:
     """If it cannot be removed, that is said, beside what became of the job."""
     alice.jobs.pip = "exit 1"
@@ -452,6 +469,22 @@ def test_an_answer_that_is_lost(alice: LocalHub, recipe: Path, capsys: Any) -> N
     alice.fault(POST, "lost")
     assert run(recipe) == 2
     assert "ended with ERROR" in capsys.readouterr().err and len(alice.jobs.ran) == 1
+
+
+def test_a_job_that_may_have_started(alice: LocalHub, recipe: Path, capsys: Any) -> None:
+    """Where neither the answer nor the list of jobs comes, that is said; then it is followed."""
+    alice.jobs.pip = "sleep 3; exit 1"
+    alice.fault(POST, "lost")
+    alice.fault("DELETE", "403", times=99)
+    alice.fault("GET /api/jobs/alice$", "slow", times=1)  # the one before the job is started
+    alice.fault("GET /api/jobs/alice$", "401", times=99)
+    assert run(recipe) == 2
+    out, err = capsys.readouterr()
+    assert "It may have started the job: run this again" in err and "still in the branch" in out
+    alice.faults.clear()
+    assert run(recipe) == 2
+    assert "This merge has a job already." in capsys.readouterr().out
+    assert len(alice.jobs.ran) == 1 and left(alice) == []
 
 
 @pytest.mark.parametrize("status", ["503", "401"])

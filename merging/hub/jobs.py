@@ -18,7 +18,15 @@ from huggingface_hub import constants
 from huggingface_hub.utils import logging
 
 from merging.errors import AccessError, MergeError
-from merging.hub.client import LimitError, Token, UnreachableError, api, patiently, plainly
+from merging.hub.client import (
+    ATTEMPTS,
+    LimitError,
+    Token,
+    UnreachableError,
+    api,
+    patiently,
+    plainly,
+)
 
 T = TypeVar("T")
 
@@ -113,16 +121,25 @@ def start(wanted: Wanted, *, token: str) -> Job:
                 secrets=dict(wanted.secrets), flavor=wanted.machine, timeout=wanted.seconds,
                 name="merge", labels={MARK: wanted.mark}, namespace=wanted.owner, token=token,
             ))  # fmt: skip
-    except UnreachableError:
-        if found := find(wanted, token=token):
-            return found
-        raise
+    except UnreachableError as lost:
+        try:
+            found = find(wanted, token=token)
+        except MergeError as error:
+            raise MergeError(
+                f"{lost} It may have started the job: run this again, to follow it then."
+            ) from error
+        if found is None:
+            raise
+        return found
 
 
 def find(wanted: Wanted, *, token: str) -> Job | None:
     """A job of that mark which is not over, if there is one. Raises MergeError."""
     label = {MARK: wanted.mark}
-    found = _ask(lambda: list(api().list_jobs(labels=label, namespace=wanted.owner, token=token)))
+    found = _ask(
+        lambda: list(api().list_jobs(labels=label, namespace=wanted.owner, token=token)),
+        attempts=1,  # the client makes several itself
+    )
     marked = (_job(one) for one in found if (one.labels or {}).get(MARK) == wanted.mark)
     return next((job for job in marked if not job.over), None)
 
@@ -194,7 +211,7 @@ def _quiet() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-def _ask(call: Callable[[], T]) -> T:
+def _ask(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """What a call that may be made twice returns, with patience; its failures as MergeError."""
     _quiet()
 
@@ -202,7 +219,7 @@ def _ask(call: Callable[[], T]) -> T:
         with plainly("Jobs", "main"), _refused():
             return call()
 
-    return patiently(attempt)
+    return patiently(attempt, attempts=attempts)
 
 
 @contextmanager
@@ -237,7 +254,7 @@ def _plain(error: huggingface_hub.errors.HfHubHTTPError, machine: str) -> MergeE
         return MergeError(f"The Hub knows no such job{said}: look on {constants.ENDPOINT}/jobs.")
     if status in (400, 409, 422):
         on = f" on `{machine}`" if machine else ""
-        return MergeError(f"The Hub does not take the job{on}{said}: choose other hardware.")
+        return MergeError(f"The Hub does not take the job{on}{said}: mend that, or choose others.")
     return None
 
 
