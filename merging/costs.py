@@ -5,11 +5,11 @@ It knows plans and this machine, and times a method on made-up numbers; it reads
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from merging import hub
+from merging import elsewhere, hub
 from merging.blocks import BLOCK, NotFiniteError, Work, slices, whole
 from merging.library import chat_dtype, size_of
 from merging.notes import Note
@@ -32,6 +32,7 @@ class Costs:
     `missing` is to be fetched, and the cache's disk has room for `disk`. Of the `room` that models
     may take on the device, `merge_bytes` are for the merged model with its blocks under way,
     `chat_bytes` for it and all its parents. Models of `fitting` parameters each would all fit.
+    `job` is the command line by which the merge would run elsewhere, None where it could not.
     """
 
     missing: int
@@ -41,6 +42,7 @@ class Costs:
     seconds: float | None
     room: int
     fitting: int
+    job: str | None = None
 
 
 def costs(plan: Plan, *, room: int, device: str) -> Costs:
@@ -58,11 +60,12 @@ def costs(plan: Plan, *, room: int, device: str) -> Costs:
     return Costs(
         plan.missing, hub.room(), merged + parents, merged + under_way,
         seconds(plan) if device == "cpu" else None, room, each,
+        elsewhere.offer(plan, merged + under_way),
     )  # fmt: skip
 
 
 def notes(costs: Costs) -> tuple[Note, ...]:
-    """One green line; what does not fit has a line of its own instead."""
+    """One green line; what does not fit has a line of its own instead, with the way out."""
     fine, found = [], []
     if costs.missing > costs.disk:
         found.append(Note(
@@ -89,7 +92,15 @@ def notes(costs: Costs) -> tuple[Note, ...]:
         fine.append(f"{_size(costs.chat_bytes)} of memory, {_size(costs.room)} free")
     if costs.seconds is not None:
         fine.append(f"{_duration(costs.seconds)} to merge")
-    return (*found, *([Note("green", " · ".join(fine))] if fine else []))
+    return (*_offered(found, costs.job), *([Note("green", " · ".join(fine))] if fine else []))
+
+
+def _offered(found: Sequence[Note], job: str | None) -> list[Note]:
+    """The notes, with a job as the way out behind the last that stops the merge here."""
+    stops = [note for note in found if note.level == "red"]
+    way = (" Or have it done by a Hugging Face Job, on your account and bill: download the "
+           f"recipe, then `{job}`.") if job else ""  # fmt: skip
+    return [replace(n, text=n.text + way) if n in stops[-1:] else n for n in found]
 
 
 def seconds(plan: Plan) -> float | None:
