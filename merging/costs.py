@@ -4,6 +4,7 @@ It knows plans and this machine, and times a method on made-up numbers; it reads
 """
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
