@@ -6,7 +6,7 @@ at every call. Nothing relies on what an earlier call left behind: the recipe is
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -23,6 +23,7 @@ from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_par
 from merging.merge import Progress, Samples, default_device, merge
 from merging.nexttoken import Inspection, NextTokens, next_tokens
 from merging.plan import Plan, plan
+from merging.reading import Pasts
 from merging.recipe import Recipe
 from merging.sinks import Live
 from merging.sources import Local, Remote, on_base, open_folder
@@ -58,7 +59,7 @@ class Job:
     """Have a merge ready, then ask. `columns` maps a column to a pinned model, or MERGED to "".
 
     `parents` are the recipe's, `places` the models that are asked themselves. Without `recipe`
-    nothing is merged; without `question` nothing is asked; `inspection` looks into an answer.
+    nothing is merged. `questions` are asked one after the other; `inspection` looks into an answer.
     """
 
     places: tuple[Place, ...] = ()
@@ -66,7 +67,7 @@ class Job:
     recipe: str | None = None
     identity: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
-    question: Question | None = None
+    questions: tuple[Question, ...] = ()
     inspection: Inspection | None = None
 
 
@@ -84,13 +85,20 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """The replies that follow are to the job's question of this number, the first of which is 0."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class _Failed:
     """A MergeError on its way out of a worker, which would pass on no more than its class."""
 
     text: str
 
 
-Event = Progress | Merged | Reply | NextTokens
+Event = Progress | Merged | Asking | Reply | NextTokens
 
 
 def place(source: Local) -> Place:
@@ -126,7 +134,7 @@ def seconds(job: Job) -> int:
     folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     gigabytes = sum(f.stat().st_size for f in files) / 1e9
-    tokens = job.question.max_new_tokens * len(job.columns) if job.question else 0
+    tokens = sum(question.max_new_tokens for question in job.questions) * len(job.columns)
     return min(120, int(5 + 3 * gigabytes + tokens / 40))
 
 
@@ -161,7 +169,7 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
     places = {p.name: p for p in job.places}
     if job.recipe:
         yield from _made(job, library)
-    if job.question or job.inspection:
+    if job.questions or job.inspection:
         with ExitStack() as stack:
             lent = {
                 model: stack.enter_context(
@@ -170,10 +178,24 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
                 for model in sorted(set(job.columns.values()))  # the merge first: parents that
             }  # are loaded could push it out
             models = {column: lent[model] for column, model in job.columns.items()}
-            if job.question:
-                yield from answer(job.question, models, library.pasts)
+            yield from _answers(job.questions, models, library.pasts)
             if job.inspection:
                 yield next_tokens(job.inspection, models, library.pasts)
+
+
+def _answers(
+    questions: Sequence[Question], models: Mapping[str, Loaded], pasts: Pasts
+) -> Iterator[Event]:
+    """Ask one question after the other. Raises MergeError where nobody could answer any of them."""
+    asked, failed = [question.capped() for question in questions], []
+    for number, question in enumerate(asked):
+        yield Asking(number)
+        try:
+            yield from answer(question, models, pasts)
+        except MergeError as error:  # of which every column's reply has told
+            failed.append(error)
+    if failed and len(failed) == len(asked):
+        raise failed[0]
 
 
 def _made(job: Job, library: Library) -> Iterator[Event]:

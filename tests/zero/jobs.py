@@ -27,7 +27,7 @@ def asking(words: str, tokens: int = 8) -> gpu.Job:
     asked = ({"role": "user", "content": words},)
     question = Question(dict.fromkeys((*columns, gpu.MERGED), asked), tokens)
     return gpu.Job(
-        job.parents, job.parents, job.recipe, job.identity, {**columns, gpu.MERGED: ""}, question
+        job.parents, job.parents, job.recipe, job.identity, {**columns, gpu.MERGED: ""}, (question,)
     )
 
 
