@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from merging.sources import APP
-from merging.ui import asking, choosing, comparing, deciding, finding, keeping, look
+from merging.ui import asking, choosing, comparing, deciding, examining, finding, keeping, look
 from merging.ui import form as forms
 from merging.ui.api import LIMIT, endpoints
 from merging.ui.blind import BAD, TIE
@@ -145,6 +145,8 @@ def _running(page: Page) -> None:
         for name, handler in (("retry", retry), ("alone", alone)):
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
+    examined = _on(buttons["run-sheet"].click, examining.run, page, page.asking(),
+                   page.examined(), **LIMIT)  # fmt: skip
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
                   {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
@@ -152,6 +154,9 @@ def _running(page: Page) -> None:
     for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):
         stopping = stop.click(comparing.settle, None, None, cancels=what, **at_once)
         _on(stopping.then, comparing.stop, page, drawn, page.answered(), queue=False)
+    for stop in (buttons["stop"], buttons["stop-sheet"]):
+        stopping = stop.click(comparing.settle, None, None, cancels=[examined], **at_once)
+        _on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
     clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
     for trigger in (buttons["ask"].click, page.question.submit):
@@ -172,6 +177,11 @@ def _comparing(page: Page) -> None:
         saving = _on(page.buttons[name].click, partial(comparing.save, kind=kind), page,
                      {page.visit}, {page.saved, page.status}, **quick)  # fmt: skip
         saving.then(None, page.saved, js="(file) => window.playground.save(file)")
+        saving = _on(page.buttons[name.replace("-", "-sheet-")].click,
+                     partial(examining.save, kind=kind), page, {page.sheet},
+                     {page.saved, page.sheet_status}, **quick)  # fmt: skip
+        saving.then(None, page.saved, js="(file) => window.playground.save(file)")
+    _on(page.preset.change, examining.offer, page, {page.preset, page.rows}, {page.rows}, **quick)
     pin, unpin = page.columns["merged"].buttons["pin"], page.columns[PINNED].buttons["unpin"]
     _on(pin.click, comparing.pin, page, drawn, page.answered(), **quick)
     _on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick)
@@ -189,7 +199,7 @@ def _deciding(page: Page) -> None:
     shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status}
     quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     _on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown, **LIMIT)
-    asked = {page.visit, page.pins, page.looked_into, page.token}
+    asked = {page.visit, page.sheet, page.pins, page.looked_into, page.token}
 
     def place(at: gr.SelectData) -> int:
         return int(at.index) + 1

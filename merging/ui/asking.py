@@ -27,7 +27,7 @@ from merging.ui.visitor import Visitor
 @shows_errors("progress")
 def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fetch, merge, and let the merged column answer the last question again."""
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {page.progress: look.bar(0, "Reading headers")}
     made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
@@ -50,7 +50,7 @@ def ask(
     page: Page, visitor: Visitor, values: Values, slots: tuple[str, ...] = SLOTS
 ) -> Iterator[Updates]:
     """Put one question to all columns, or to some."""
-    values[page.visit].idle()
+    idle(page, values)
     question = (values[page.question] or "").strip()
     if not question:
         raise MergeError("The question is empty: write something to ask.")
@@ -65,7 +65,7 @@ def ask(
 @shows_errors("status")
 def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Ask the last question once more, in place of its answers."""
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     if not visit.asked:
         raise MergeError("There is nothing to retry yet: ask something first.")
     visit = visit.before([slot for slot in visit.said if visit.last(slot) == visit.asked])
@@ -75,7 +75,7 @@ def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 @shows_errors("status")
 def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterator[Updates]:
     """Ask one column its last question once more, in place of its answer."""
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     question = visit.last(slot)
     if not question:
         raise MergeError("There is nothing to retry in this column yet: ask something first.")
@@ -86,21 +86,20 @@ def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterat
 def _asked(
     page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
 ) -> Iterator[Updates]:
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     models = names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}
     slots = tuple(slot for slot in slots if slot in models or slot in merges)
     if not slots:
         raise MergeError("Nobody answers in this column yet: choose a model, or press Merge.")
     parents = {slot: models[slot] for slot in slots if slot in models}
-    ready = yield from _jobs(page, parents, merges, visitor)
-    question, settings = Question({}, **_sampling(page, values)), _settings(page, values)
+    ready = yield from prepared(page, parents, merges, visitor, "status")
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
-    visit = visit.put(Exchange(text, settings, parents, merges), slots, ballot)
-    asked = {slot: with_system(values[page.system], visit.said[slot]) for slot in slots}
+    visit = visit.put(Exchange(text, settings(page, values), parents, merges), slots, ballot)
+    question = question_of(page, values, {slot: visit.said[slot] for slot in slots})
     yield {page.status: ""} | showing.stage(page, visit, values)
     try:
-        for event in _answers(ready, question, asked):
+        for event in answers(ready, (question,)):
             if isinstance(event, Reply):
                 visit = visit.replied(event)
                 yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
@@ -112,33 +111,50 @@ def _asked(
     yield {page.status: ""} | showing.stage(page, visit.ended(), values)
 
 
-def _jobs(
-    page: Page, parents: Mapping[str, str], merges: Mapping[str, Made], visitor: Visitor
+def idle(page: Page, values: Values) -> Visit:
+    """The visit. Raises MergeError while columns answer, in the chat or in the question sheet."""
+    values[page.sheet].idle()
+    visit: Visit = values[page.visit].idle()
+    return visit
+
+
+def question_of(page: Page, values: Values, talks: Mapping[str, Sequence[Message]]) -> Question:
+    """A question by the page's settings."""
+    system = values[page.system]
+    talks = {slot: with_system(system, messages) for slot, messages in talks.items()}
+    return Question(talks, **_sampling(page, values))
+
+
+def prepared(
+    page: Page, parents: Mapping[str, str], merges: Mapping[str, Made], visitor: Visitor, where: str
 ) -> Generator[Updates, None, list[gpu.Job]]:
     """What has to be asked: all at once, and then the pinned merge, since a job has one merge."""
     ready = []
     made = merges.get(gpu.MERGED)
     if parents or made:
-        ready.append((yield from followed(page, jobs.job_of(parents, made, visitor), "status")))
+        ready.append((yield from followed(page, jobs.job_of(parents, made, visitor), where)))
     if PINNED in merges:
         pinned = jobs.job_of({}, merges[PINNED], visitor)
-        ready.append((yield from followed(page, pinned, "status")))
+        ready.append((yield from followed(page, pinned, where)))
     return ready
 
 
-def _answers(
-    ready: Sequence[gpu.Job], question: Question, asked: Mapping[str, Sequence[Message]]
-) -> Iterator[gpu.Event]:
+def answers(ready: Sequence[gpu.Job], questions: Sequence[Question]) -> Iterator[gpu.Event]:
     """The jobs' events, with the pinned merge's under its own name."""
     for number, job in enumerate(ready):
-        pinned = PINNED in asked and number == len(ready) - 1
-        said = {gpu.MERGED: asked[PINNED]} if pinned else asked
-        events = jobs.run(replace(job, question=replace(question, conversations=said)))
+        pinned = PINNED in questions[0].conversations and number == len(ready) - 1
+        own = map(_as_merged, questions) if pinned else questions
+        events = jobs.run(replace(job, questions=tuple(own)))
         with closing(events):  # type: ignore[type-var]  # a generator
             for event in events:
                 if pinned and isinstance(event, Reply):
                     event = replace(event, column=PINNED)
                 yield event
+
+
+def _as_merged(question: Question) -> Question:
+    """What the pinned merge is asked, for a job that has no other merge."""
+    return replace(question, conversations={gpu.MERGED: question.conversations[PINNED]})
 
 
 def _sampling(page: Page, values: Values) -> dict[str, Any]:
@@ -149,7 +165,8 @@ def _sampling(page: Page, values: Values) -> dict[str, Any]:
     }
 
 
-def _settings(page: Page, values: Values) -> dict[str, Any]:
+def settings(page: Page, values: Values) -> dict[str, Any]:
+    """How the models are asked, for whoever reads it later."""
     system = (values[page.system] or "").strip()
     return _sampling(page, values) | ({"system": system} if system else {})
 
@@ -176,11 +193,9 @@ def names(page: Page, values: Values) -> dict[str, str]:
     }
 
 
-def with_system(
-    system: str | None, messages: tuple[Mapping[str, str], ...]
-) -> tuple[Mapping[str, str], ...]:
+def with_system(system: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:
     if not (system or "").strip():
-        return messages
+        return tuple(messages)
     return ({"role": "system", "content": str(system)}, *messages)
 
 

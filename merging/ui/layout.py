@@ -10,6 +10,7 @@ import gradio as gr
 from merging.chat import MAX_CHARACTERS, MAX_NEW_TOKENS
 from merging.ui import form as forms
 from merging.ui import look
+from merging.ui import sheet as sheets
 from merging.ui.columns import SLOTS, Booth, Column, booth, column
 from merging.ui.form import Form
 from merging.ui.presets import Preset, presets
@@ -58,6 +59,10 @@ class Page:
     bars: gr.HTML
     looked_status: gr.HTML
     looked_into: gr.State
+    rows: gr.Dataframe
+    sheet_status: gr.HTML
+    answered_rows: gr.HTML
+    sheet: gr.State
     system: gr.Textbox
     temperature: gr.Slider
     seed: gr.Number
@@ -78,12 +83,17 @@ class Page:
     def options(self) -> list[Any]:
         """What is kept in the browser beside the recipe."""
         asked = [self.system, self.temperature, self.seed, self.tokens]
-        return [*asked, self.show_base, self.again, self.blind, self.follow]
+        return [*asked, self.show_base, self.again, self.blind, self.follow, self.rows]
 
     def asking(self) -> set[Any]:
         """Inputs of whatever asks models."""
         pickers = self.form.pickers.values()
-        return {self.visit, self.pins, self.recipe, self.question, *pickers, *self.options()}
+        own = {self.visit, self.sheet, self.pins, self.recipe, self.question}
+        return {*own, *pickers, *self.options()}
+
+    def examined(self) -> set[Any]:
+        """Outputs of whatever runs the question sheet."""
+        return {self.sheet, self.answered_rows, self.sheet_status}
 
     def answered(self) -> set[Any]:
         """Outputs of whatever asks models."""
@@ -127,6 +137,8 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
         parts |= _chat(known[0], buttons)
         with gr.Accordion("Where the merge decides", open=False, elem_id="deciding"):
             parts |= _deciding(buttons)
+        with gr.Accordion("Question sheet", open=False, elem_id="sheet-box"):
+            parts |= _sheet(known[0], buttons)
         with gr.Accordion("Settings", open=False):
             parts |= _settings()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
@@ -264,6 +276,31 @@ def _deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
     return {
         "strip": strip, "token": token, "bars": gr.HTML(elem_id="bars"),
         "looked_status": gr.HTML(elem_id="looked-status"), "looked_into": gr.State(None),
+    }  # fmt: skip
+
+
+def _sheet(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.hint(
+        "Each question is asked by itself, of all columns. Where an answer is expected, one that "
+        "has it as whole words is right; | stands between answers that are right as well. Rows "
+        "copied from a spreadsheet can be pasted."
+    ))  # fmt: skip
+    rows = gr.Dataframe(
+        sheets.rows(first.sheet), headers=["Question", "Expected answer"], type="array",
+        datatype="str", column_count=2, column_limits=(2, 2), row_limits=(1, sheets.MOST),
+        column_widths=["70%", "30%"], wrap=True, interactive=True, buttons=[], max_height=900,
+        show_label=False, label="Question sheet", elem_id="sheet-rows",
+    )  # fmt: skip
+    with gr.Row(elem_classes=["tools"]):
+        buttons["run-sheet"] = gr.Button(
+            "Run the sheet", variant="primary", size="sm", min_width=0, elem_id="run-sheet"
+        )
+        buttons["stop-sheet"] = _small("stop-sheet", "Stop")
+        buttons["save-sheet-markdown"] = _small("save-sheet-markdown", "Save as Markdown")
+        buttons["save-sheet-json"] = _small("save-sheet-json", "Save as JSON")
+    return {
+        "rows": rows, "sheet_status": gr.HTML(elem_id="sheet-status"),
+        "answered_rows": gr.HTML(elem_id="sheet-answers"), "sheet": gr.State(sheets.Sheet()),
     }  # fmt: skip
 
 

@@ -47,7 +47,11 @@ def _occurs(words: str, said: str) -> bool:
 
 def _joined(text: str, at: int) -> bool:
     """Whether what meets here is one word, or one number."""
-    before, here, then = text[max(0, at - 2) : at].rjust(2), text[at : at + 1], text[at + 1 : at + 2]
+    before, here, then = (
+        text[max(0, at - 2) : at].rjust(2),
+        text[at : at + 1],
+        text[at + 1 : at + 2],
+    )
     if _of_word(before[1]) and _of_word(here):
         return True
     if here.isdigit() and before[1] in ".,":
