@@ -181,7 +181,7 @@ def _comparing(page: Page) -> None:
                      partial(examining.save, kind=kind), page, {page.sheet},
                      {page.saved, page.sheet_status}, **quick)  # fmt: skip
         saving.then(None, page.saved, js="(file) => window.playground.save(file)")
-    _on(page.preset.change, examining.offer, page, {page.preset, page.rows}, {page.rows}, **quick)
+    _on(page.preset.input, examining.offer, page, {page.preset, page.rows}, {page.rows}, **quick)
     pin, unpin = page.columns["merged"].buttons["pin"], page.columns[PINNED].buttons["unpin"]
     _on(pin.click, comparing.pin, page, drawn, page.answered(), **quick)
     _on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick)
@@ -245,10 +245,13 @@ def _remembering(blocks: gr.Blocks, page: Page) -> None:
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
     loaded = blocks.load(restore, {page.kept}, {*page.filled(), *page.options()}, **hidden)
     loaded.then(None, js="() => window.playground.forget()")  # else a reload would undo edits
-    watched = [page.recipe, *page.options()]
+    # by itself and whole: gradio spoils a table that a handler's later updates leave out
+    blocks.load(lambda kept: (kept or {}).get("rows") or gr.skip(), page.kept, page.rows,
+                queue=False, **hidden)  # fmt: skip
+    watched = [page.recipe, page.rows, *page.options()]
     gr.on(
         [part.change for part in watched],
-        lambda text, *values: {"recipe": text, "options": list(values)},
+        lambda text, rows, *values: {"recipe": text, "rows": rows, "options": list(values)},
         watched, page.kept, queue=False, trigger_mode="always_last", **hidden,
     )  # fmt: skip
 

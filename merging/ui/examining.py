@@ -5,9 +5,10 @@ It runs and draws what `sheet` knows.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from typing import Any
 
 import gradio as gr
 
@@ -15,7 +16,7 @@ from merging import gpu
 from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress
-from merging.ui import asking, look, results, sheet, transcript
+from merging.ui import asking, look, results, sheet
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.layout import Page
@@ -129,13 +130,19 @@ def _table(found: Sheet) -> str:
     heads = "".join(f'<th scope="col">{_head(found, slot)}</th>' for slot in found.slots)
     rows = "".join(_row(found, number) for number in range(len(found.exchanges)))
     scores = "".join(f"<td>{results.told(found.score(slot))}</td>" for slot in found.slots)
-    asked = escape(transcript.settings(found.exchanges[0]))
+    asked = escape(_settings(found.exchanges[0].settings))
     return (
         '<div class="sheet" tabindex="0" role="region" aria-label="Answers to the sheet"><table>'
         f'<caption>{asked}</caption><thead><tr><th scope="col">Question</th>{heads}</tr></thead>'
         f'<tbody>{rows}</tbody><tfoot><tr><th scope="row">Right</th>{scores}</tr></tfoot>'
         "</table></div>"
     )
+
+
+def _settings(how: Mapping[str, Any]) -> str:
+    told = f"Temperature {how['temperature']:g} · seed {how['seed']} · "
+    told += f"{how['max_new_tokens']} tokens at most"
+    return told + (f" · system prompt: {_short(how['system'])}" if "system" in how else "")
 
 
 def _head(found: Sheet, slot: str) -> str:

@@ -83,12 +83,12 @@ class Page:
     def options(self) -> list[Any]:
         """What is kept in the browser beside the recipe."""
         asked = [self.system, self.temperature, self.seed, self.tokens]
-        return [*asked, self.show_base, self.again, self.blind, self.follow, self.rows]
+        return [*asked, self.show_base, self.again, self.blind, self.follow]
 
     def asking(self) -> set[Any]:
         """Inputs of whatever asks models."""
         pickers = self.form.pickers.values()
-        own = {self.visit, self.sheet, self.pins, self.recipe, self.question}
+        own = {self.visit, self.sheet, self.rows, self.pins, self.recipe, self.question}
         return {*own, *pickers, *self.options()}
 
     def examined(self) -> set[Any]:
