@@ -182,6 +182,8 @@ def _comparing(page: Page) -> None:
                      {page.saved, page.sheet_status}, **quick)  # fmt: skip
         saving.then(None, page.saved, js="(file) => window.playground.save(file)")
     _on(page.preset.input, examining.offer, page, {page.preset, page.rows}, {page.rows}, **quick)
+    paste = "(table) => window.playground.paste(table)"
+    page.buttons["paste-rows"].click(None, page.rows, page.rows, js=paste)
     pin, unpin = page.columns["merged"].buttons["pin"], page.columns[PINNED].buttons["unpin"]
     _on(pin.click, comparing.pin, page, drawn, page.answered(), **quick)
     _on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick)

@@ -298,6 +298,7 @@ def _sheet(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         buttons["stop-sheet"] = _small("stop-sheet", "Stop")
         buttons["save-sheet-markdown"] = _small("save-sheet-markdown", "Save as Markdown")
         buttons["save-sheet-json"] = _small("save-sheet-json", "Save as JSON")
+    buttons["paste-rows"] = gr.Button(visible="hidden", elem_id="paste-rows")
     return {
         "rows": rows, "sheet_status": gr.HTML(elem_id="sheet-status"),
         "answered_rows": gr.HTML(elem_id="sheet-answers"), "sheet": gr.State(sheets.Sheet()),
