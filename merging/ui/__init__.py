@@ -151,12 +151,13 @@ def _running(page: Page) -> None:
                   {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
-    for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):
-        stopping = stop.click(comparing.settle, None, None, cancels=what, **at_once)
-        _on(stopping.then, comparing.stop, page, drawn, page.answered(), queue=False)
-    for stop in (buttons["stop"], buttons["stop-sheet"]):
-        stopping = stop.click(comparing.settle, None, None, cancels=[examined], **at_once)
-        _on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
+    stops = {"stop": [*trying, merging, examined], "halt": [merging], "stop-sheet": [examined]}
+    for name, what in stops.items():
+        stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
+        if name != "stop-sheet":
+            _on(stopping.then, comparing.stop, page, drawn, page.answered(), queue=False)
+        if name != "halt":
+            _on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
     clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
     for trigger in (buttons["ask"].click, page.question.submit):

@@ -287,7 +287,7 @@ def _sheet(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     ))  # fmt: skip
     rows = gr.Dataframe(
         sheets.rows(first.sheet), headers=["Question", "Expected answer"], type="array",
-        datatype="str", column_count=2, column_limits=(2, 2), row_limits=(1, sheets.MOST),
+        datatype="str", column_count=2,
         column_widths=["70%", "30%"], wrap=True, interactive=True, buttons=[], max_height=900,
         show_label=False, label="Question sheet", elem_id="sheet-rows",
     )  # fmt: skip
