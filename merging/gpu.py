@@ -67,14 +67,14 @@ class Merging:
 class Job:
     """Have merges ready, each in its column, then ask. `columns` maps the others to pinned models.
 
-    `places` are the models that are asked themselves. Without `question` nothing is asked;
+    `places` are the models that are asked themselves. `questions` are asked one after the other;
     `inspection` looks into an answer. Columns that come to be in `stops` answer no further.
     """
 
     places: tuple[Place, ...] = ()
     merges: Mapping[str, Merging] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
-    question: Question | None = None
+    questions: tuple[Question, ...] = ()
     inspection: Inspection | None = None
     stops: Collection[str] = ()
 
@@ -103,13 +103,20 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """The replies that follow are to the job's question of this number, the first of which is 0."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class _Failed:
     """A MergeError on its way out of a worker, which would pass on no more than its class."""
 
     text: str
 
 
-Event = Progress | Merged | Reply | Read | NextTokens
+Event = Progress | Merged | Asking | Reply | Read | NextTokens
 
 
 def place(source: Local) -> Place:
@@ -159,7 +166,7 @@ def seconds(job: Job) -> int:
     folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     gigabytes = sum(f.stat().st_size for f in files) / 1e9
-    tokens = job.question.max_new_tokens * len(job.answering) if job.question else 0
+    tokens = sum(question.max_new_tokens for question in job.questions) * len(job.answering)
     read = job.inspection.characters() if job.inspection else 0
     return min(120, int(5 + 3 * gigabytes + tokens / 40 + read / 2000))
 
@@ -199,16 +206,28 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
             yield from _made(merging, library)
             # borrowed at once: the next merge, and parents that are loaded, could push it out
             merged[column] = stack.enter_context(_merged(library, merging.identity))
-        if job.question or job.inspection:
+        if job.questions or job.inspection:
             lent = {
                 model: stack.enter_context(_borrow(library, places[model]))
                 for model in sorted(set(job.columns.values()))
             }
             models = {column: lent[model] for column, model in job.columns.items()} | merged
-            if job.question:
-                yield from answer(job.question, models, library.pasts, library.turns, job.stops)
+            yield from _answers(job, models, library)
             if job.inspection:
                 yield from next_tokens(job.inspection, models, library.pasts)
+
+
+def _answers(job: Job, models: Mapping[str, Loaded], library: Library) -> Iterator[Event]:
+    """Ask one question after the other. Raises MergeError where nobody could answer any of them."""
+    asked, failed = [question.capped() for question in job.questions], []
+    for number, question in enumerate(asked):
+        yield Asking(number)
+        try:
+            yield from answer(question, models, library.pasts, library.turns, job.stops)
+        except MergeError as error:  # of which every column's reply has told
+            failed.append(error)
+    if failed and len(failed) == len(asked):
+        raise failed[0]
 
 
 def _made(merging: Merging, library: Library) -> Iterator[Event]:

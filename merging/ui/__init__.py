@@ -14,7 +14,17 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from merging.sources import APP
-from merging.ui import asking, choosing, comparing, deciding, finding, keeping, look, prompting
+from merging.ui import (
+    asking,
+    choosing,
+    comparing,
+    deciding,
+    examining,
+    finding,
+    keeping,
+    look,
+    prompting,
+)  # fmt: skip
 from merging.ui import form as forms
 from merging.ui.api import ASKING, LIMIT, endpoints
 from merging.ui.blind import BAD, TIE
@@ -151,15 +161,18 @@ def _running(page: Page) -> None:
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **ASKING))
         edit = _editing(page, slot)
         trying.append(column.chat.edit(edit, page.asking(), page.answered(), **device))
+    examined = _on(buttons["run-sheet"].click, examining.run, page, page.asking(),
+                   page.examined(), **ASKING)  # fmt: skip
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
                   {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
-    for stop in (buttons["stop"], buttons["halt"]):
-        cancels = [*trying, merging]
-        stopping = stop.click(comparing.settle, None, None, cancels=cancels, **at_once)
-        outputs = {page.progress, *page.answered()}
-        _on(stopping.then, comparing.stop, page, drawn, outputs, queue=False)
+    stops, progressed = [*trying, merging, examined], {page.progress, *page.answered()}
+    for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
+        stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
+        if name != "stop-sheet":
+            _on(stopping.then, comparing.stop, page, drawn, progressed, queue=False)
+        _on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
     clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
     one: dict[str | int, Any] = {slot: c.buttons["stop"] for slot, c in page.columns.items()}
@@ -185,6 +198,13 @@ def _comparing(page: Page) -> None:
         saving = _on(page.buttons[name].click, partial(comparing.save, kind=kind), page,
                      {page.visit}, {page.saved, page.status}, **quick)  # fmt: skip
         saving.then(None, page.saved, js="(file) => window.playground.save(file)")
+        saving = _on(page.buttons[name.replace("-", "-sheet-")].click,
+                     partial(examining.save, kind=kind), page, {page.sheet},
+                     {page.saved, page.sheet_status}, **quick)  # fmt: skip
+        saving.then(None, page.saved, js="(file) => window.playground.save(file)")
+    _on(page.preset.input, examining.offer, page, {page.preset, page.rows}, {page.rows}, **quick)
+    paste = "(table) => window.playground.paste(table)"
+    page.buttons["paste-rows"].click(None, page.rows, page.rows, js=paste)
     pin, unpin = page.columns["merged"].buttons["pin"], page.columns[PINNED].buttons["unpin"]
     _on(pin.click, comparing.pin, page, drawn, page.answered(), **quick)
     _on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick)
@@ -203,7 +223,7 @@ def _deciding(page: Page) -> None:
     quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     looking = [_on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown,
                    **LIMIT)]  # fmt: skip
-    asked = {page.visit, page.pins, page.looked_into, page.token}
+    asked = {page.visit, page.sheet, page.pins, page.looked_into, page.token}
 
     def place(at: gr.SelectData) -> int:
         return int(at.index) + 1
@@ -260,10 +280,13 @@ def _remembering(blocks: gr.Blocks, page: Page) -> None:
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
     loaded = blocks.load(restore, {page.kept}, {*page.filled(), *page.options()}, **hidden)
     loaded.then(None, js="() => window.playground.forget()")  # else a reload would undo edits
-    watched = [page.recipe, *page.options()]
+    # by itself and whole: gradio spoils a table that a handler's later updates leave out
+    blocks.load(lambda kept: (kept or {}).get("rows") or gr.skip(), page.kept, page.rows,
+                queue=False, **hidden)  # fmt: skip
+    watched = [page.recipe, page.rows, *page.options()]
     gr.on(
         [part.change for part in watched],
-        lambda text, *values: {"recipe": text, "options": list(values)},
+        lambda text, rows, *values: {"recipe": text, "rows": rows, "options": list(values)},
         watched, page.kept, queue=False, trigger_mode="always_last", **hidden,
     )  # fmt: skip
 

@@ -107,7 +107,7 @@ def _chat(merge: str, message: str, options: Question, who: Visitor) -> Iterator
     question = Question(
         dict.fromkeys(texts, said), options.max_new_tokens, options.temperature, options.seed
     )
-    for event in jobs.run(replace(job, question=question)):
+    for event in jobs.run(replace(job, questions=(question,))):
         if isinstance(event, Reply):
             texts[event.column] = event.ended or "" if event.failed else event.text
             yield dict(texts)

@@ -3,14 +3,14 @@
 Every handler takes the page and the values of its inputs, by component, and gives updates.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from secrets import randbelow, randbits
 from typing import Any
 
 from merging import gpu
-from merging.chat import Question, Reply
+from merging.chat import Message, Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress
 from merging.recipe import Recipe
@@ -30,7 +30,7 @@ SEEDS = 1_000_000
 @shows_errors("progress")
 def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fetch, merge, and let the merged column answer the last question again."""
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {
         page.progress: look.bar(0, "Reading headers"),
@@ -66,7 +66,7 @@ def ask(
     page: Page, visitor: Visitor, values: Values, slots: tuple[str, ...] = SLOTS
 ) -> Iterator[Updates]:
     """Put one question to all columns, or to some."""
-    values[page.visit].idle()
+    idle(page, values)
     question = (values[page.question] or "").strip()
     if not question:
         raise MergeError("The question is empty: write something to ask.")
@@ -81,7 +81,7 @@ def ask(
 @shows_errors("status")
 def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Ask the last question once more, in place of its answers."""
-    visit: Visit = _asked_once(values[page.visit])
+    visit = _asked_once(idle(page, values))
     if visit.ballot:  # the same answers with names, here or in what is saved, would tell
         visit, values = visit.withdrawn(), {**values, page.blind: True}
     visit = visit.before([slot for slot in visit.said if visit.last(slot) == visit.asked])
@@ -91,7 +91,7 @@ def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 @shows_errors("status")
 def new_seed(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Retry with a seed that is drawn, and shown, so that it can be used again."""
-    _asked_once(values[page.visit])
+    _asked_once(idle(page, values))
     if not values[page.temperature]:
         told = "At temperature 0 the seed changes nothing: raise the temperature in Settings first."
         yield {page.status: look.hint(told)}
@@ -104,7 +104,7 @@ def new_seed(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 @shows_errors("status")
 def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterator[Updates]:
     """Ask one column its last question once more, in place of its answer."""
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     question = visit.last(slot)
     if not question:
         raise MergeError("There is nothing to retry in this column yet: ask something first.")
@@ -117,7 +117,7 @@ def edit(
     page: Page, visitor: Visitor, values: Values, slot: str, place: Any, text: Any
 ) -> Iterator[Updates]:
     """Ask one column another question in place of one of its own and of all that followed."""
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     if visit.ballot:
         raise MergeError("This would say which answer is this column's: vote first.")
     text = text.strip() if isinstance(text, str) else ""
@@ -129,7 +129,7 @@ def edit(
 
 def _asked_once(visit: Visit) -> Visit:
     """The same. Raises MergeError where there is no question to put again."""
-    if not visit.idle().asked:
+    if not visit.asked:
         raise MergeError("There is nothing to retry yet: ask something first.")
     return visit
 
@@ -137,7 +137,7 @@ def _asked_once(visit: Visit) -> Visit:
 def _asked(
     page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
 ) -> Iterator[Updates]:
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     models = names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}
     slots = tuple(slot for slot in slots if slot in models or slot in merges)
@@ -145,14 +145,12 @@ def _asked(
         raise MergeError("Nobody answers in this column yet: choose a model, or press Merge.")
     parents = {slot: models[slot] for slot in slots if slot in models}
     job = yield from followed(page, jobs.job_of(parents, merges, visitor), "status")
-    settings = _settings(page, values)
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
-    visit = visit.put(Exchange(text, settings, parents, merges), slots, ballot)
-    asked = {slot: with_system(values[page.system], visit.said[slot]) for slot in slots}
-    question = Question(asked, **_sampling(page, values))
+    visit = visit.put(Exchange(text, settings(page, values), parents, merges), slots, ballot)
+    question = question_of(page, values, {slot: visit.said[slot] for slot in slots})
     yield {page.status: ""} | showing.stage(page, visit, values)
     try:
-        for event in jobs.run(replace(job, question=question, stops=visit.stops)):
+        for event in jobs.run(replace(job, questions=(question,), stops=visit.stops)):
             if isinstance(event, Reply):
                 visit = visit.replied(event)
                 yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
@@ -164,6 +162,20 @@ def _asked(
     yield {page.status: ""} | showing.stage(page, visit.ended(), values)
 
 
+def idle(page: Page, values: Values) -> Visit:
+    """The visit. Raises MergeError while columns answer, in the chat or in the question sheet."""
+    values[page.sheet].idle()
+    visit: Visit = values[page.visit].idle()
+    return visit
+
+
+def question_of(page: Page, values: Values, talks: Mapping[str, Sequence[Message]]) -> Question:
+    """A question by the page's settings."""
+    system = values[page.system]
+    talks = {slot: with_system(system, messages) for slot, messages in talks.items()}
+    return Question(talks, **_sampling(page, values))
+
+
 def _sampling(page: Page, values: Values) -> dict[str, Any]:
     return {
         "max_new_tokens": int(values[page.tokens] or 256),
@@ -172,7 +184,8 @@ def _sampling(page: Page, values: Values) -> dict[str, Any]:
     }
 
 
-def _settings(page: Page, values: Values) -> dict[str, Any]:
+def settings(page: Page, values: Values) -> dict[str, Any]:
+    """How the models are asked, for whoever reads it later."""
     system = (values[page.system] or "").strip()
     return _sampling(page, values) | ({"system": system} if system else {})
 
@@ -199,11 +212,9 @@ def names(page: Page, values: Values) -> dict[str, str]:
     }
 
 
-def with_system(
-    system: str | None, messages: tuple[Mapping[str, str], ...]
-) -> tuple[Mapping[str, str], ...]:
+def with_system(system: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:
     if not (system or "").strip():
-        return messages
+        return tuple(messages)
     return ({"role": "system", "content": str(system)}, *messages)
 
 

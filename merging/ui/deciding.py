@@ -18,7 +18,6 @@ from merging.ui import asking, jobs, look
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.layout import Page
-from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
 
 ALIKE = 0.1
@@ -39,7 +38,7 @@ class Looked:
 @shows_errors("looked_status")
 def look_into(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Have all models read the merged model's last answer, from its first token on."""
-    visit: Visit = values[page.visit].idle()
+    visit = asking.idle(page, values)
     reply = visit.replies.get(gpu.MERGED)
     if visit.ballot:
         raise MergeError("This would say which answer is the merged model's: vote first.")
@@ -58,7 +57,7 @@ def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     looked: Looked | None = values[page.looked_into]
     if looked is None:
         raise MergeError("There is nothing to choose from yet: look into an answer first.")
-    values[page.visit].idle()
+    asking.idle(page, values)
     inspection = replace(looked.inspection, position=int(values[page.token]) - 1)
     yield from _looked(page, visitor, replace(looked, inspection=inspection))
 

@@ -10,6 +10,7 @@ import gradio as gr
 from merging.chat import MAX_CHARACTERS, MAX_NEW_TOKENS
 from merging.ui import form as forms
 from merging.ui import look
+from merging.ui import sheet as sheets
 from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column, given
 from merging.ui.form import Form
 from merging.ui.presets import Preset, presets
@@ -63,6 +64,10 @@ class Page:
     looked_into: gr.State
     given: Mapping[str, Given]
     given_status: gr.HTML
+    rows: gr.Dataframe
+    sheet_status: gr.HTML
+    answered_rows: gr.HTML
+    sheet: gr.State
     system: gr.Textbox
     temperature: gr.Slider
     seed: gr.Number
@@ -88,7 +93,12 @@ class Page:
     def asking(self) -> set[Any]:
         """Inputs of whatever asks models."""
         pickers = self.form.pickers.values()
-        return {self.visit, self.pins, self.recipe, self.question, *pickers, *self.options()}
+        own = {self.visit, self.sheet, self.rows, self.pins, self.recipe, self.question}
+        return {*own, *pickers, *self.options()}
+
+    def examined(self) -> set[Any]:
+        """Outputs of whatever runs the question sheet."""
+        return {self.sheet, self.answered_rows, self.sheet_status}
 
     def answered(self) -> set[Any]:
         """Outputs of whatever asks models."""
@@ -134,6 +144,8 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             parts |= _deciding(buttons)
         with gr.Accordion("What each model reads", open=False, elem_id="reads"):
             parts |= _given(buttons)
+        with gr.Accordion("Question sheet", open=False, elem_id="sheet-box"):
+            parts |= _sheet(known[0], buttons)
         with gr.Accordion("Settings", open=False):
             parts |= _settings()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
@@ -286,6 +298,32 @@ def _given(buttons: dict[str, gr.Button]) -> dict[str, Any]:
     with gr.Row(elem_id="given"):
         blocks = {slot: given(slot) for slot in SLOTS}
     return {"given": blocks, "given_status": status}
+
+
+def _sheet(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.hint(
+        "Each question is asked by itself, of all columns. Where an answer is expected, one that "
+        "has it as whole words is right; | stands between answers that are right as well. Rows "
+        "copied from a spreadsheet can be pasted."
+    ))  # fmt: skip
+    rows = gr.Dataframe(
+        sheets.rows(first.sheet), headers=["Question", "Expected answer"], type="array",
+        datatype="str", column_count=2,
+        column_widths=["70%", "30%"], wrap=True, interactive=True, buttons=[], max_height=900,
+        show_label=False, label="Question sheet", elem_id="sheet-rows",
+    )  # fmt: skip
+    with gr.Row(elem_classes=["tools"]):
+        buttons["run-sheet"] = gr.Button(
+            "Run the sheet", variant="primary", size="sm", min_width=0, elem_id="run-sheet"
+        )
+        buttons["stop-sheet"] = _small("stop-sheet", "Stop")
+        buttons["save-sheet-markdown"] = _small("save-sheet-markdown", "Save as Markdown")
+        buttons["save-sheet-json"] = _small("save-sheet-json", "Save as JSON")
+    buttons["paste-rows"] = gr.Button(visible="hidden", elem_id="paste-rows")
+    return {
+        "rows": rows, "sheet_status": gr.HTML(elem_id="sheet-status"),
+        "answered_rows": gr.HTML(elem_id="sheet-answers"), "sheet": gr.State(sheets.Sheet()),
+    }  # fmt: skip
 
 
 def _settings() -> dict[str, Any]:

@@ -26,7 +26,7 @@ def asking(words: str, tokens: int = 8) -> gpu.Job:
     columns = {place.name: place.name for place in job.parents if not place.name.endswith("base")}
     asked = ({"role": "user", "content": words},)
     question = Question(dict.fromkeys((*columns, gpu.MERGED), asked), tokens)
-    return gpu.Job(job.parents, job.merges, columns, question)
+    return gpu.Job(job.parents, job.merges, columns, (question,))
 
 
 def events(job: gpu.Job) -> Iterator[Any]:
