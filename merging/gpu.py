@@ -4,26 +4,28 @@ Jobs and events are small and picklable, since on ZeroGPU they cross into a work
 at every call. Nothing relies on what an earlier call left behind: the recipe is the state.
 """
 
+import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import spaces
 
-from merging import templates
+from merging import sanity, templates
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
 from merging.figures import estimated
-from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent
+from merging.library import SHARE, Library, Loaded, budget, chat_dtype
 from merging.merge import Progress, Samples, default_device, merge
 from merging.nexttoken import Inspection, NextTokens, next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
+from merging.sanity import Verdict
 from merging.sinks import Live
 from merging.sources import Local, Remote, on_base, open_folder
 
@@ -59,7 +61,8 @@ class Job:
 
     `parents` are the recipe's, `places` the models that are asked themselves. Without `recipe`
     nothing is merged; without `question` nothing is asked; `inspection` looks into an answer.
-    Columns that come to be in `stops` answer no further.
+    Columns that come to be in `stops` answer no further. With `check` the merge is judged at the
+    end, once, and its verdict kept.
     """
 
     places: tuple[Place, ...] = ()
@@ -70,6 +73,7 @@ class Job:
     question: Question | None = None
     inspection: Inspection | None = None
     stops: Collection[str] = ()
+    check: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class _Failed:
     text: str
 
 
-Event = Progress | Merged | Reply | NextTokens
+Event = Progress | Merged | Reply | NextTokens | Verdict
 
 
 def place(source: Local) -> Place:
@@ -141,7 +145,8 @@ def seconds(job: Job) -> int:
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     gigabytes = sum(f.stat().st_size for f in files) / 1e9
     tokens = job.question.max_new_tokens * len(job.columns) if job.question else 0
-    return min(120, int(5 + 3 * gigabytes + tokens / 40))
+    tokens += sanity.NEW * len(sanity.PROMPTS) * job.check
+    return min(120, int(5 + job.check + 3 * gigabytes + tokens / 40))
 
 
 @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types
@@ -188,6 +193,8 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
                 yield from answer(job.question, models, library.pasts, library.turns, job.stops)
             if job.inspection:
                 yield next_tokens(job.inspection, models, library.pasts)
+    if job.recipe and job.check:
+        yield from _checked(job, library)
 
 
 def _made(job: Job, library: Library) -> Iterator[Event]:
@@ -225,7 +232,34 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
             yield progress
     library.publish(job.identity, Loaded.of(live.model, live.tokenizer, live.mould))
     figures = _figures(decided, samples)
+    library.note(f"signs {job.identity}", sanity.signs(decided, samples, figures))
     yield Merged(job.identity, time.monotonic() - start, tally, figures)
+
+
+def _checked(job: Job, library: Library) -> Iterator[Event]:
+    """A verdict on the merge; none where the check itself fails, which is no fault of the merge."""
+    known = f"verdict {job.identity}"
+    if known not in library.known:
+        models = Recipe.from_yaml(job.recipe or "").listed()
+        sources = [p.open() for p in job.parents if p.name in models]
+        found = library.known.get(f"signs {job.identity}")
+        start, shown = time.monotonic(), 0.0
+        try:
+            with _merged(library, job.identity) as merged:
+                steps = sanity.check(library, merged, sources, found)
+                while True:
+                    next(steps)
+                    if time.monotonic() - shown > EVERY:
+                        shown = time.monotonic()
+                        yield Progress("the merge", 1, 1, 1.0, 0.0, 0.0, "check")
+        except StopIteration as end:
+            spent = {"seconds": round(time.monotonic() - start, 3)}
+            verdict = replace(end.value, figures={**end.value.figures, **spent})
+            library.note(known, verdict)
+        except Exception:
+            logging.getLogger(__name__).exception("The check of a merge failed")
+            return
+    yield library.known[known]
 
 
 def _figures(decided: Plan, samples: Samples) -> Mapping[str, Any] | None:
@@ -238,16 +272,11 @@ def _figures(decided: Plan, samples: Samples) -> Mapping[str, Any] | None:
     return estimated([*samples.values()], models[: len(models) - decided.based])
 
 
-def _borrow(library: Library, place: Place):  # type: ignore[no-untyped-def]  # a context manager
-    source = place.open()
-    dtype = chat_dtype(library.device)
-    size = sum(i.size * (dtype or i.dtype).itemsize for i in source.tensors.values())
-    return library.borrow(
-        f"{place.name} {place.stamp}", size, partial(load_parent, source, library.device)
-    )
+def _borrow(library: Library, place: Place) -> AbstractContextManager[Loaded]:
+    return library.parent(place.open())
 
 
-def _merged(library: Library, identity: str):  # type: ignore[no-untyped-def]  # a context manager
+def _merged(library: Library, identity: str) -> AbstractContextManager[Loaded]:
     def gone() -> Loaded:
         raise MergeError("This merge had to make room for others: press Merge again.")
 

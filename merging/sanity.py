@@ -1,0 +1,499 @@
+"""Whether a merged model still works: how it reads a text, what it says, whether its tokens come
+back; and if it does not, the likely cause and what to try.
+
+It knows models that a library lends it and figures of the merge; not who merged, nor who is told.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import exp, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.chat import Question, Reply, answer, context, prompt
+from merging.errors import MergeError
+from merging.figures import Sample
+from merging.library import Library, Loaded
+from merging.plan import Plan
+from merging.reading import Pasts, Reader
+from merging.sources import Local
+from merging.vocabulary import ROWS
+
+PROSE = (
+    "On Saturday morning the market fills the square before the church. Farmers bring apples, eggs "
+    "and fresh bread, and the fishmonger calls out his prices until everybody laughs. An old woman "
+    "sells honey from her own bees; she says that the summer was too dry for a good year. Children "
+    "run between the stalls and look for the dog that stole a sausage. At noon the clock strikes "
+    "twelve, and the first carts are already empty. Whoever comes late pays less, but has little "
+    "to choose from. By three o'clock the square is clean again, the pigeons have eaten the last "
+    "crumbs, and a few men sit in the sun and talk about the weather. Next week it will be just "
+    "the same, they say, and nobody would have it otherwise."
+)
+LINES = {
+    "What is the capital of Norway?": "Oslo.",
+    "What is the opposite of hot?": "Cold.",
+    "What colour is snow?": "White.",
+    "What is the opposite of up?": "Down.",
+}
+"""For small models that know no prose: questions, and answers of which alone they are judged."""
+PROMPTS = (
+    "What is the capital of France?",
+    "What is the opposite of black?",
+    "Tell me a short story about a dog.",
+)
+NEW = 24
+"""Tokens of each answer: enough for a loop to show, and for a short answer to end."""
+PIECE = 64
+"""Tokens whose scores are held at once: with 256,000 in the vocabulary 65 MB."""
+
+KNOWN = 2.0
+"""Nats a byte: a parent above it knows no more of the text than which letters are common."""
+WORSE = 0.4
+"""Nats a byte beyond the better parent: twice the tokens wrong. Merges that have both skills are
+within 0.1, and those whose step is twice too long beyond 0.7."""
+LOOP = 0.5
+"""Of an answer's three tokens in a row: prose repeats a tenth of them, a list a third."""
+MORE = 0.25
+"""Repetition beyond the parents': some of them go round in circles by themselves."""
+APART = 0.7
+"""Of the weights' length: fine-tunes are 0.02 to 0.3 away from each other, strangers 1.4."""
+ALIKE = 0.5
+"""Cosine of the rows of the same tokens: a merged row has at least 0.7 with one of two parents."""
+LONG = 2.0
+"""Of the longest model's step: two that have nothing in common add up to 1.4, three to 1.7."""
+AROUND = (0.7, 1.3)
+"""Of a model's length, where there is no base: an average of alike models keeps it."""
+KEPT = 0.05
+"""Of a change's energy: with less its step is a fifth as long, and hardly to be seen."""
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What tells the causes apart, of a merge's samples.
+
+    `apart` is how far the two models lie from each other (or from the base) that lie farthest,
+    `rows` the same in the tensors with one row a token; `step` the length of the merged step as a
+    part of the longest model's, or of the weights' where there is no base (`based`); `kept` the
+    energy that the trim leaves to each model. None for what the samples do not say.
+    """
+
+    apart: float
+    rows: float
+    based: bool
+    step: float | None = None
+    kept: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How well a model reads: nats a byte of the text, by which different tokenizers compare.
+
+    None where its tokenizer does not know the text, or where no more of it fits.
+    """
+
+    lines: float | None
+    prose: float | None
+
+
+@dataclass(frozen=True)
+class Saying:
+    """What a model's answers are like: the part of them that repeats, and how many end."""
+
+    repeated: float
+    ended: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a merge works, a sentence that says why not and what to try, and the numbers."""
+
+    ok: bool
+    text: str
+    figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Parent:
+    name: str
+    loaded: Loaded | None
+    reading: Reading | None
+
+
+def signs(plan: Plan, samples: Mapping[str, Sample], figures: Mapping[str, Any] | None) -> Signs:
+    """The signs of a merge; `figures` are the whole model's, as `figures.estimated` has them."""
+    squares = {True: 0.0, False: 0.0}
+    for name, sample in samples.items():
+        squares[bool(ROWS.search(name))] += _apart(sample, plan.based)
+    apart, rows = squares[False] ** 0.5, squares[True] ** 0.5
+    if not figures:
+        return Signs(apart, rows, plan.based)
+    longest = max(figures["norm"].values())
+    step = figures["merged"]["norm"] / longest if longest else None
+    kept = {name: share for name, share in figures["kept"].items() if share is not None}
+    return Signs(apart, rows, plan.based, step, kept)
+
+
+def _apart(sample: Sample, based: bool) -> float:
+    """The largest squared distance between two models of a tensor, or of one from the base."""
+    inputs = sample.slices[:, : sample.models].double()
+    gram = torch.einsum("rin,rjn->ij", inputs, inputs)
+    own = gram.diagonal()
+    between = own[:, None] + own[None] - 2 * gram
+    largest = max(float(between.max()), float(own.max()) if based else 0.0)
+    return largest * sample.size / max(1, sample.slices[:, 0].numel())
+
+
+def check(
+    library: Library, merged: Loaded, sources: Sequence[Local], found: Signs | None
+) -> Generator[None, None, Verdict]:
+    """Judge a merge beside the models it was made of; yields now and then, and can be closed.
+
+    Parents for which the library has no room beside other models are left out. What they read is
+    kept there, so that the next merge of them pays for its own reading alone.
+    """
+    broken = _not_finite(merged.model)
+    if broken:
+        return _verdict(
+            f"`{broken}` holds values that are not finite", "dtype",
+            "its dtype cannot hold them: merge with `dtype: float32` and `out_dtype: bfloat16`",
+            {"finite": False},
+        )  # fmt: skip
+    with ExitStack() as stack:
+        parents = []
+        for source in sources:
+            loaded = stack.enter_context(library.beside(source))
+            reading = library.known.get(f"read {source.name} {source.stamp}")
+            if loaded and reading is None:
+                reading = yield from read(loaded)
+                library.note(f"read {source.name} {source.stamp}", reading)
+            parents.append(_Parent(source.name, loaded, reading))
+        return (yield from _judged(library, merged, parents, found))
+
+
+def _judged(
+    library: Library, merged: Loaded, parents: Sequence[_Parent], found: Signs | None
+) -> Generator[None, None, Verdict]:
+    known: dict[str, Any] = {"finite": True, **_told(found, merged.model)}
+    lent = [parent.loaded for parent in parents if parent.loaded]
+    known["without"] = [_short(parent.name) for parent in parents if not parent.reading]
+    problem = lost_token(merged, lent)
+    known["tokens"] = problem is None
+    if problem:
+        return _verdict(
+            problem, "vocabulary", "tokens and rows do not fit each other: choose "
+            "`tokenizer_source: union`, or models with their own tokenizer files", known,
+        )  # fmt: skip
+    reading = yield from read(merged)
+    what = _reads_worse(reading, parents, known)
+    if what is None:
+        saying = yield from say(merged, library)
+        known |= {"repeated": saying.repeated, "ended": saying.ended, "asked": len(PROMPTS)}
+        what = yield from _says_worse(saying, lent, library)
+    if what:
+        return _verdict(what, *_cause(known, found, merged, lent), known)
+    if thin := _thin(found):  # it reads as well as its base, and is hardly more
+        return _verdict(f"It has hardly anything of {_short(thin[0])}", "density", thin[1], known)
+    return _good(known)
+
+
+def _verdict(what: str, cause: str, why: str, known: Mapping[str, Any]) -> Verdict:
+    because = "perhaps because" if cause == "unknown" else "probably because"
+    return Verdict(False, f"{what}, {because} {why}.", {**known, "cause": cause})
+
+
+def _good(known: Mapping[str, Any]) -> Verdict:
+    if known["text"]:
+        own, best = known["perplexity"]["merged"], known["best"]
+        beside = f", {best:.2f} the better parent's" if best else ""
+        reads = f"perplexity {own:.2f} a byte{beside}"
+    else:
+        reads = "the test text says nothing of models that do not know it"
+    said = f"{known['ended']} of {known['asked']} answers end, {known['repeated']:.0%} repeated"
+    alone = f"; judged without {', '.join(known['without'])}" if known["without"] else ""
+    return Verdict(
+        True, f"It works: weights finite, {reads}, {said}, special tokens come back{alone}.",
+        {**known, "cause": None},
+    )  # fmt: skip
+
+
+def _told(found: Signs | None, model: Any) -> dict[str, Any]:
+    """The signs as figures: distances as parts of the merged weights' lengths."""
+    if found is None:
+        return {"apart": None, "apart_rows": None, "step": None, "kept": None}
+    squares = {True: 0.0, False: 0.0}
+    for name, weight in model.named_parameters():
+        squares[bool(ROWS.search(name))] += float(weight.norm(dtype=torch.float32)) ** 2
+    rest, rows = squares[False] ** 0.5, squares[True] ** 0.5
+    return {
+        "apart": found.apart / rest if rest else None,
+        "apart_rows": found.rows / rows if rows else None,
+        "step": found.step,
+        "kept": dict(found.kept) if found.kept else None,
+    }
+
+
+def _not_finite(model: Any) -> str | None:
+    """The name of a weight with a NaN or an infinite value."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel():
+            low, high = weight.aminmax()  # NaN where there is one; nothing is allocated
+            if not (low.isfinite() and high.isfinite()):
+                return str(name)
+    return None
+
+
+def lost_token(merged: Loaded, parents: Sequence[Loaded]) -> str | None:
+    """What is wrong with the vocabulary: tokens that worked in a parent must work in the merge."""
+    rows = merged.model.get_input_embeddings().weight.shape[0]
+    ids = _ids(merged.tokenizer, PROSE)
+    if max(ids, default=0) >= rows:
+        return f"Token {max(ids)} of the test text has no row among {rows:,}"
+    vocabulary = merged.tokenizer.get_vocab()
+    for parent in parents or [merged]:
+        there = parent.model.get_input_embeddings().weight.shape[0]
+        if _comes_back(parent.tokenizer) and not _comes_back(merged.tokenizer):
+            return "Text does not come back out of its tokens, as it does in a parent"
+        for token in _special(parent.tokenizer):
+            own = _ids(parent.tokenizer, token)
+            if token not in vocabulary or len(own) != 1 or own[0] >= there:
+                continue
+            got = _ids(merged.tokenizer, token)
+            if len(got) != 1 or got[0] >= rows:
+                return f"The token `{token}` of a parent has no row of its own among {rows:,}"
+            if merged.tokenizer.decode(got) != parent.tokenizer.decode(own):
+                return f"The token `{token}` of a parent comes back as another"
+    return None
+
+
+def _special(tokenizer: Any) -> list[str]:
+    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return [*dict.fromkeys([*tokenizer.all_special_tokens, *added])]
+
+
+def _comes_back(tokenizer: Any) -> bool:
+    return bool(tokenizer.decode(_ids(tokenizer, PROSE)).strip() == PROSE)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+@torch.inference_mode()
+def read(loaded: Loaded) -> Generator[None, None, Reading]:
+    """Have a model read the text once, in pieces of which the scores are held."""
+    ids, parts = passage(loaded)
+    if not parts:
+        return Reading(None, None)
+    scores = yield from _surprise(loaded.model, ids)
+    nats = {kind: 0.0 for kind, *_ in parts}
+    for kind, first, last, _ in parts:
+        nats[kind] += float(scores[first - 1 : last - 1].sum())
+    sizes = {kind: sum(size for k, *_, size in parts if k == kind) for kind in nats}
+    mean = {kind: nats[kind] / sizes[kind] for kind in nats}
+    return Reading(mean.get("lines"), mean.get("prose"))
+
+
+def passage(loaded: Loaded) -> tuple[list[int], list[tuple[str, int, int, int]]]:
+    """Token numbers of all that is read, and which of them are judged.
+
+    The latter are (kind, first, beyond the last, bytes): the answers of LINES, each to its question
+    in the model's own format, and PROSE as it stands, as much of it as its context has room for.
+    """
+    tokenizer, room = loaded.tokenizer, context(loaded.model)
+    ids, parts = list[int](), list[tuple[str, int, int, int]]()
+    for question, said in LINES.items():
+        asked = _prompt(loaded, question)
+        answered = _ids(tokenizer, said)
+        if asked and len(ids) + len(asked) + len(answered) <= room:
+            ids += asked
+            parts.append(("lines", len(ids), len(ids) + len(answered), len(said.encode())))
+            ids += answered
+    ids += [tokenizer.eos_token_id] * (bool(ids) and tokenizer.eos_token_id is not None)
+    prose = _ids(tokenizer, PROSE)[: room - len(ids)]
+    size = len(tokenizer.decode(prose).encode())
+    if len(prose) > 1:
+        first = len(ids) or 1  # nothing tells what the first token of all is to be
+        parts.append(("prose", first, len(ids) + len(prose), size))
+        ids += prose
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and ids.count(unknown) > len(ids) / 10:
+        return ids, []
+    return ids, parts
+
+
+def _prompt(loaded: Loaded, question: str) -> list[int]:
+    """None of it for a template that refuses a plain question."""
+    try:
+        return prompt("the merge", loaded, [{"role": "user", "content": question}])[0]
+    except MergeError:
+        return []
+
+
+def _surprise(model: Any, ids: Sequence[int]) -> Generator[None, None, Tensor]:
+    """Nats of each token but the first, given those before it."""
+    reader, found = Reader.of(model), []
+    given = torch.tensor([ids], device=model.device)
+    at = 0
+    while at < len(ids) - 1:
+        goes_on = reader.goes_on()  # else it must read all at once
+        piece = given[:, at : at + PIECE] if goes_on else given
+        scores = reader.read(piece, piece.shape[1])[0]
+        wanted = given[0, at + 1 : at + 1 + piece.shape[1]]
+        found.append(
+            torch.nn.functional.cross_entropy(scores[: len(wanted)], wanted, reduction="none")
+        )
+        at += piece.shape[1]
+        yield
+    return torch.cat(found).cpu()
+
+
+def say(loaded: Loaded, library: Library) -> Generator[None, None, Saying]:
+    """Have a model answer PROMPTS, the likeliest token each time."""
+    asked = {words: ({"role": "user", "content": words},) for words in PROMPTS}
+    last: dict[str, Reply] = {}
+    models = dict.fromkeys(asked, loaded)
+    try:
+        for reply in answer(Question(asked, NEW), models, Pasts(0), library.turns):
+            last[reply.column] = reply
+            yield
+    except MergeError:  # its template refuses a plain question
+        return Saying(0.0, 0)
+    said = [_ids(loaded.tokenizer, reply.text) for reply in last.values()]
+    return Saying(repeated(said), sum(r.ended == "end of text" for r in last.values()))
+
+
+def repeated(answers: Sequence[Sequence[int]]) -> float:
+    """Of all three tokens in a row, the part that stood in the same answer before.
+
+    >>> repeated([[1, 2, 1, 2, 1, 2], [5]])
+    0.5
+    """
+    threes = [[*zip(ids, ids[1:], ids[2:], strict=False)] for ids in answers]
+    total = sum(map(len, threes))
+    return (total - sum(len(set(own)) for own in threes)) / total if total else 0.0
+
+
+def _reads_worse(
+    own: Reading, parents: Sequence[_Parent], known: dict[str, Any]
+) -> str | None:
+    """Compare on the text that the parents know better, if they know any."""
+    known |= {"text": None, "perplexity": {}, "best": None}
+    pairs = [(kind, getattr(own, kind)) for kind in ("lines", "prose")]
+    judged = [(kind, nats) for kind, nats in pairs if nats is not None]
+    if any(not isfinite(nats) for _, nats in judged):
+        return "Its scores are not finite"
+    others = {p.name: p.reading for p in parents if p.reading}
+    if not judged:
+        return None
+    if not others:
+        kind, nats = min(judged, key=lambda pair: pair[1])
+        known |= {"text": kind, "perplexity": {"merged": _perplexity(nats)}}
+        return f"It makes nothing of the test text{_of(nats, None)}" if nats > KNOWN else None
+    best = {k: min(_nats(reading, k) for reading in others.values()) for k, _ in judged}
+    kind = min(best, key=lambda k: best[k])
+    if best[kind] > KNOWN:
+        return None
+    nats = getattr(own, kind)
+    told = {_short(name): _perplexity(_nats(r, kind)) for name, r in others.items()}
+    known |= {"text": kind, "perplexity": {"merged": _perplexity(nats), **told},
+              "best": _perplexity(best[kind])}  # fmt: skip
+    if nats <= best[kind] + WORSE:
+        return None
+    return f"It reads the test text far worse than the better parent{_of(nats, best[kind])}"
+
+
+def _nats(reading: Reading, kind: str) -> float:
+    found = getattr(reading, kind)
+    return 50.0 if found is None or not isfinite(found) else float(found)
+
+
+def _perplexity(nats: float) -> float:
+    return exp(min(nats, 50.0))
+
+
+def _of(nats: float, best: float | None) -> str:
+    beside = "" if best is None else f", {_perplexity(best):.2f} the parent's"
+    return f" (perplexity {_perplexity(nats):,.2f} a byte{beside})"
+
+
+def _says_worse(
+    own: Saying, lent: Sequence[Loaded], library: Library
+) -> Generator[None, None, str | None]:
+    """Only a merge that gives cause for it has its parents asked as well."""
+    if own.repeated <= LOOP and own.ended:
+        return None
+    others = []
+    for parent in lent:
+        others.append((yield from say(parent, library)))
+    if own.repeated > LOOP + MORE * (not others) and all(
+        own.repeated > other.repeated + MORE for other in others
+    ):
+        return f"It goes round in circles ({own.repeated:.0%} of its answers is repeated)"
+    if others and not own.ended and all(other.ended > 1 for other in others):
+        return "None of its answers ends, as its parents' do"
+    return None
+
+
+def _cause(
+    known: Mapping[str, Any], found: Signs | None, merged: Loaded, lent: Sequence[Loaded]
+) -> tuple[str, str]:
+    """The likeliest cause by the figures, why it is that one, and what to try."""
+    apart, rows, step = known["apart"], known["apart_rows"], known["step"]
+    if apart and apart > APART:
+        return "ancestors", (
+            f"the models have different ancestors (their weights differ by {apart:.0%} of their "
+            "length): choose fine-tunes of one and the same base"
+        )
+    if (rows and rows > APART) or _strange(merged, lent):
+        return "vocabulary", (
+            "the rows of the same tokens are not alike in the models, though all else is: choose "
+            "models with their own tokenizer files, or `tokenizer_source: base`"
+        )
+    if step and found and found.based and step > LONG:
+        return "step", (
+            f"the step is too long ({step:.1f} times the longest model's): lower `lambda` or the "
+            "weights"
+        )
+    if step and found and not found.based and not AROUND[0] < step < AROUND[1]:
+        return "step", (
+            f"the weights do not add up to 1 (the merged model is {step:.1f} times as long as its "
+            "parents): set `normalize: true`"
+        )
+    if thin := _thin(found):
+        return "density", thin[1]
+    return "unknown", (
+        "the models differ in what no figure shows: try a smaller `lambda`, or two models at a time"
+    )
+
+
+def _strange(merged: Loaded, parents: Sequence[Loaded]) -> bool:
+    """Whether the rows of the text's tokens are like those of the same tokens in no parent."""
+    vocabulary, own = merged.tokenizer.get_vocab(), merged.model.get_input_embeddings().weight
+    cosines = []
+    for parent in parents:
+        numbers, rows = parent.tokenizer.get_vocab(), parent.model.get_input_embeddings().weight
+        tokens = parent.tokenizer.convert_ids_to_tokens(_ids(parent.tokenizer, PROSE))
+        shared = [t for t in tokens if vocabulary.get(t, len(own)) < len(own)]
+        pairs = [(vocabulary[t], numbers[t]) for t in shared if t in numbers]
+        if pairs:
+            ours, theirs = (list(each) for each in zip(*pairs, strict=True))
+            both = own[ours].float().flatten(), rows[theirs].float().flatten()
+            cosines.append(float(torch.cosine_similarity(*both, dim=0)))
+    return bool(cosines) and max(cosines) < ALIKE
+
+
+def _thin(found: Signs | None) -> tuple[str, str] | None:
+    """The model of which the trim leaves hardly anything, and why that is."""
+    model, share = min((found and found.kept or {"": 1.0}).items(), key=lambda pair: pair[1])
+    if share >= KEPT:
+        return None
+    return model, f"the trim leaves {share:.1%} of what that model changes: raise `density`"
+
+
+def _short(name: str) -> str:
+    """A model's name without the commit at which it is pinned."""
+    return name.partition("@")[0]
