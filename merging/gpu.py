@@ -19,7 +19,6 @@ import spaces
 from merging import sanity, templates
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
-from merging.figures import estimated
 from merging.library import SHARE, Library, Loaded, budget, chat_dtype
 from merging.merge import Progress, Samples, default_device, merge
 from merging.nexttoken import Inspection, NextTokens, next_tokens
@@ -231,7 +230,7 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
             shown = time.monotonic()
             yield progress
     library.publish(job.identity, Loaded.of(live.model, live.tokenizer, live.mould))
-    figures = _figures(decided, samples)
+    figures = sanity.whole(decided, samples)
     library.note(f"signs {job.identity}", sanity.signs(decided, samples, figures))
     yield Merged(job.identity, time.monotonic() - start, tally, figures)
 
@@ -260,16 +259,6 @@ def _checked(job: Job, library: Library) -> Iterator[Event]:
             logging.getLogger(__name__).exception("The check of a merge failed")
             return
     yield library.known[known]
-
-
-def _figures(decided: Plan, samples: Samples) -> Mapping[str, Any] | None:
-    """By the models' names; none where slices have different models."""
-    steps = {step.sources for step in decided.steps if step.name in samples}
-    if len(steps) != 1:
-        return None
-    (places,) = steps
-    models = [decided.sources[n].name for n in places]
-    return estimated([*samples.values()], models[: len(models) - decided.based])
 
 
 def _borrow(library: Library, place: Place) -> AbstractContextManager[Loaded]:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from merging.chat import Question, Reply, answer, context, prompt
 from merging.errors import MergeError
-from merging.figures import Sample
-from merging.library import Library, Loaded
+from merging.figures import Sample, estimated
+from merging.library import Library, Loaded, budget
 from merging.plan import Plan
 from merging.reading import Pasts, Reader
-from merging.sources import Local
+from merging.sources import Local, Remote
 from merging.vocabulary import ROWS
 
 PROSE = (
@@ -58,8 +58,8 @@ LOOP = 0.5
 """Of an answer's three tokens in a row: prose repeats a tenth of them, a list a third."""
 MORE = 0.25
 """Repetition beyond the parents': some of them go round in circles by themselves."""
-APART = 0.7
-"""Of the weights' length: fine-tunes are 0.02 to 0.3 away from each other, strangers 1.4."""
+APART = 0.8
+"""Of the weights' length: fine-tunes are 0.02 to 0.3 away from each other, strangers 1.1 to 1.4."""
 ALIKE = 0.5
 """Cosine of the rows of the same tokens: a merged row has at least 0.7 with one of two parents."""
 LONG = 2.0
@@ -122,6 +122,16 @@ class _Parent:
     reading: Reading | None
 
 
+def whole(plan: Plan, samples: Mapping[str, Sample]) -> Mapping[str, Any] | None:
+    """The whole model's figures by the models' names; none where slices have different models."""
+    steps = {step.sources for step in plan.steps if step.name in samples}
+    if len(steps) != 1:
+        return None
+    (places,) = steps
+    models = [plan.sources[n].name for n in places]
+    return estimated([*samples.values()], models[: len(models) - plan.based])
+
+
 def signs(plan: Plan, samples: Mapping[str, Sample], figures: Mapping[str, Any] | None) -> Signs:
     """The signs of a merge; `figures` are the whole model's, as `figures.estimated` has them."""
     squares = {True: 0.0, False: 0.0}
@@ -144,6 +154,24 @@ def _apart(sample: Sample, based: bool) -> float:
     between = own[:, None] + own[None] - 2 * gram
     largest = max(float(between.max()), float(own.max()) if based else 0.0)
     return largest * sample.size / max(1, sample.slices[:, 0].numel())
+
+
+def judged(
+    plan: Plan, written: Local, samples: Mapping[str, Sample], device: str = "cpu"
+) -> Verdict:
+    """Judge a merge that was written, on `device`; the plan's parents must be here."""
+    library = Library(device, budget(device))
+    models = plan.sources[: len(plan.sources) - plan.based]
+    parents = [source for source in models if not isinstance(source, Remote)]
+    found = signs(plan, samples, whole(plan, samples)) if samples else None
+    with library.parent(written) as merged:
+        steps = check(library, merged, parents, found)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                verdict: Verdict = end.value
+                return verdict
 
 
 def check(
@@ -194,7 +222,10 @@ def _judged(
         what = yield from _says_worse(saying, lent, library)
     if what:
         return _verdict(what, *_cause(known, found, merged, lent), known)
-    if thin := _thin(found):  # it reads as well as its base, and is hardly more
+    # it may read well and yet be no merge: hardly more than its base, or than one of the models
+    if (known["apart"] or 0.0) > APART:
+        return _verdict("It has little of one of its models", *_strangers(known["apart"]), known)
+    if thin := _thin(found):
         return _verdict(f"It has hardly anything of {_short(thin[0])}", "density", thin[1], known)
     return _good(known)
 
@@ -377,9 +408,7 @@ def repeated(answers: Sequence[Sequence[int]]) -> float:
     return (total - sum(len(set(own)) for own in threes)) / total if total else 0.0
 
 
-def _reads_worse(
-    own: Reading, parents: Sequence[_Parent], known: dict[str, Any]
-) -> str | None:
+def _reads_worse(own: Reading, parents: Sequence[_Parent], known: dict[str, Any]) -> str | None:
     """Compare on the text that the parents know better, if they know any."""
     known |= {"text": None, "perplexity": {}, "best": None}
     pairs = [(kind, getattr(own, kind)) for kind in ("lines", "prose")]
@@ -426,9 +455,9 @@ def _says_worse(
     """Only a merge that gives cause for it has its parents asked as well."""
     if own.repeated <= LOOP and own.ended:
         return None
-    others = []
+    others = list[Saying]()
     for parent in lent:
-        others.append((yield from say(parent, library)))
+        others += [(yield from say(parent, library))]
     if own.repeated > LOOP + MORE * (not others) and all(
         own.repeated > other.repeated + MORE for other in others
     ):
@@ -444,10 +473,7 @@ def _cause(
     """The likeliest cause by the figures, why it is that one, and what to try."""
     apart, rows, step = known["apart"], known["apart_rows"], known["step"]
     if apart and apart > APART:
-        return "ancestors", (
-            f"the models have different ancestors (their weights differ by {apart:.0%} of their "
-            "length): choose fine-tunes of one and the same base"
-        )
+        return _strangers(apart)
     if (rows and rows > APART) or _strange(merged, lent):
         return "vocabulary", (
             "the rows of the same tokens are not alike in the models, though all else is: choose "
@@ -470,6 +496,13 @@ def _cause(
     )
 
 
+def _strangers(apart: float) -> tuple[str, str]:
+    return "ancestors", (
+        f"the models have different ancestors (their weights differ by {apart:.0%} of their "
+        "length): choose fine-tunes of one and the same base"
+    )
+
+
 def _strange(merged: Loaded, parents: Sequence[Loaded]) -> bool:
     """Whether the rows of the text's tokens are like those of the same tokens in no parent."""
     vocabulary, own = merged.tokenizer.get_vocab(), merged.model.get_input_embeddings().weight
@@ -488,7 +521,7 @@ def _strange(merged: Loaded, parents: Sequence[Loaded]) -> bool:
 
 def _thin(found: Signs | None) -> tuple[str, str] | None:
     """The model of which the trim leaves hardly anything, and why that is."""
-    model, share = min((found and found.kept or {"": 1.0}).items(), key=lambda pair: pair[1])
+    model, share = min(((found and found.kept) or {"": 1.0}).items(), key=lambda pair: pair[1])
     if share >= KEPT:
         return None
     return model, f"the trim leaves {share:.1%} of what that model changes: raise `density`"

@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from merging.sources import APP
-from merging.ui import asking, choosing, comparing, deciding, finding, keeping, look
+from merging.ui import asking, checking, choosing, comparing, deciding, finding, keeping, look
 from merging.ui import form as forms
 from merging.ui.api import LIMIT, endpoints
 from merging.ui.blind import BAD, TIE
@@ -146,7 +146,10 @@ def _running(page: Page) -> None:
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
+                  {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
+    judging = _on(merging.then, checking.check, page, {page.visit, page.pins, page.sanity},
+                  {page.sanity}, **LIMIT)  # fmt: skip
+    buttons["merge"].click(None, cancels=[judging])  # it is of the merge before
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
     for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):

@@ -29,7 +29,7 @@ def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fetch, merge, and let the merged column answer the last question again."""
     visit: Visit = values[page.visit].idle()
     recipe = Recipe.from_yaml(values[page.recipe] or "")
-    yield {page.progress: look.bar(0, "Reading headers")}
+    yield {page.progress: look.bar(0, "Reading headers"), page.sanity: ""}
     made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
     kept.keep(made)
     visitor = replace(visitor, pins={**visitor.pins, **made.pins})
@@ -37,7 +37,7 @@ def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         if isinstance(event, Progress):
             yield {page.progress: look.progress(event)}
         elif isinstance(event, gpu.Merged):
-            yield {page.progress: look.bar(1, _merged(event))}
+            yield {page.progress: look.bar(1, _merged(event)), page.sanity: look.CHECKING}
     visit = visit.merged(made)
     yield {page.pins: visitor.pins} | showing.stage(page, visit, values)
     if values[page.again] and visit.asked:
