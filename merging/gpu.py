@@ -240,10 +240,10 @@ def _checked(job: Job, library: Library) -> Iterator[Event]:
     known = f"verdict {job.identity}"
     if known not in library.known:
         models = Recipe.from_yaml(job.recipe or "").listed()
-        sources = [p.open() for p in job.parents if p.name in models]
         found = library.known.get(f"signs {job.identity}")
         start, shown = time.monotonic(), 0.0
         try:
+            sources = [p.open() for p in job.parents if p.name in models]
             with _merged(library, job.identity) as merged:
                 steps = sanity.check(library, merged, sources, found)
                 while True:

@@ -20,6 +20,7 @@ from merging.library import Library, Loaded, budget
 from merging.plan import Plan
 from merging.reading import Pasts, Reader
 from merging.sources import Local, Remote
+from merging.turns import Turns
 from merging.vocabulary import ROWS
 
 PROSE = (
@@ -47,7 +48,9 @@ PROMPTS = (
 NEW = 24
 """Tokens of each answer: enough for a loop to show, and for a short answer to end."""
 PIECE = 64
-"""Tokens whose scores are held at once: with 256,000 in the vocabulary 65 MB."""
+"""Tokens whose scores are held at once: with 256,000 in the vocabulary 65 MB a model."""
+EVERY = 0.1
+"""Seconds between two signs of life."""
 
 KNOWN = 2.0
 """Nats a byte: a parent above it knows no more of the text than which letters are common."""
@@ -60,6 +63,10 @@ MORE = 0.25
 """Repetition beyond the parents': some of them go round in circles by themselves."""
 APART = 0.8
 """Of the weights' length: fine-tunes are 0.02 to 0.3 away from each other, strangers 1.1 to 1.4."""
+MIXED = 0.4
+"""Of the rows' length, and twice as much as in all other weights: no training moves rows so far."""
+ENOUGH = 2048
+"""Rows that are compared at most."""
 ALIKE = 0.5
 """Cosine of the rows of the same tokens: a merged row has at least 0.7 with one of two parents."""
 LONG = 2.0
@@ -88,17 +95,6 @@ class Signs:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How well a model reads: nats a byte of the text, by which different tokenizers compare.
-
-    None where its tokenizer does not know the text, or where no more of it fits.
-    """
-
-    lines: float | None
-    prose: float | None
-
-
-@dataclass(frozen=True)
 class Saying:
     """What a model's answers are like: the part of them that repeats, and how many end."""
 
@@ -115,11 +111,18 @@ class Verdict:
     figures: Mapping[str, Any]
 
 
+Readings = dict[str, float | None]
+"""How well a model reads, by text: nats a byte, by which different tokenizers compare. None where
+its tokenizer does not know the text."""
+
+
 @dataclass(frozen=True)
 class _Parent:
+    """A model of the merge, if there is room for it, and how it reads."""
+
     name: str
     loaded: Loaded | None
-    reading: Reading | None
+    readings: Readings
 
 
 def whole(plan: Plan, samples: Mapping[str, Sample]) -> Mapping[str, Any] | None:
@@ -135,8 +138,12 @@ def whole(plan: Plan, samples: Mapping[str, Sample]) -> Mapping[str, Any] | None
 def signs(plan: Plan, samples: Mapping[str, Sample], figures: Mapping[str, Any] | None) -> Signs:
     """The signs of a merge; `figures` are the whole model's, as `figures.estimated` has them."""
     squares = {True: 0.0, False: 0.0}
-    for name, sample in samples.items():
-        squares[bool(ROWS.search(name))] += _apart(sample, plan.based)
+    alike: dict[tuple[bool, int, torch.Size], list[Sample]] = {}
+    for name, sample in samples.items():  # hundreds, and each is small: those of one shape at once
+        key = bool(ROWS.search(name)), sample.models, sample.slices.shape
+        alike.setdefault(key, []).append(sample)
+    for (rows_of_tokens, *_), found in alike.items():
+        squares[rows_of_tokens] += _apart(found, plan.based)
     apart, rows = squares[False] ** 0.5, squares[True] ** 0.5
     if not figures:
         return Signs(apart, rows, plan.based)
@@ -146,14 +153,17 @@ def signs(plan: Plan, samples: Mapping[str, Sample], figures: Mapping[str, Any] 
     return Signs(apart, rows, plan.based, step, kept)
 
 
-def _apart(sample: Sample, based: bool) -> float:
-    """The largest squared distance between two models of a tensor, or of one from the base."""
-    inputs = sample.slices[:, : sample.models].double()
-    gram = torch.einsum("rin,rjn->ij", inputs, inputs)
-    own = gram.diagonal()
-    between = own[:, None] + own[None] - 2 * gram
-    largest = max(float(between.max()), float(own.max()) if based else 0.0)
-    return largest * sample.size / max(1, sample.slices[:, 0].numel())
+def _apart(samples: Sequence[Sample], based: bool) -> float:
+    """The squared distance between the two models that lie farthest from each other in a tensor, or
+    of one from the base, added up over tensors of one shape."""
+    inputs = torch.stack([each.slices[:, : each.models] for each in samples])
+    vectors = inputs.transpose(1, 2).double().flatten(2)
+    gram = vectors @ vectors.mT
+    own = gram.diagonal(dim1=1, dim2=2)
+    between = (own[:, :, None] + own[:, None] - 2 * gram).flatten(1)
+    farthest = (torch.cat([between, own], 1) if based else between).amax(1)
+    sizes = torch.tensor([each.size / max(1, vectors.shape[2]) for each in samples])
+    return float(farthest @ sizes.double())
 
 
 def judged(
@@ -192,12 +202,10 @@ def check(
     with ExitStack() as stack:
         parents = []
         for source in sources:
-            loaded = stack.enter_context(library.beside(source))
-            reading = library.known.get(f"read {source.name} {source.stamp}")
-            if loaded and reading is None:
-                reading = yield from read(loaded)
-                library.note(f"read {source.name} {source.stamp}", reading)
-            parents.append(_Parent(source.name, loaded, reading))
+            key = f"read {source.name} {source.stamp}"
+            lent = stack.enter_context(library.beside(source))
+            parents.append(_Parent(source.name, lent, library.known.get(key) or {}))
+            library.note(key, parents[-1].readings)  # what is read later is kept as well
         return (yield from _judged(library, merged, parents, found))
 
 
@@ -206,7 +214,7 @@ def _judged(
 ) -> Generator[None, None, Verdict]:
     known: dict[str, Any] = {"finite": True, **_told(found, merged.model)}
     lent = [parent.loaded for parent in parents if parent.loaded]
-    known["without"] = [_short(parent.name) for parent in parents if not parent.reading]
+    known["without"] = [_short(p.name) for p in parents if not (p.loaded or p.readings)]
     problem = lost_token(merged, lent)
     known["tokens"] = problem is None
     if problem:
@@ -214,8 +222,7 @@ def _judged(
             problem, "vocabulary", "tokens and rows do not fit each other: choose "
             "`tokenizer_source: union`, or models with their own tokenizer files", known,
         )  # fmt: skip
-    reading = yield from read(merged)
-    what = _reads_worse(reading, parents, known)
+    what = yield from _reads_worse(library, merged, parents, known)
     if what is None:
         saying = yield from say(merged, library)
         known |= {"repeated": saying.repeated, "ended": saying.ended, "asked": len(PROMPTS)}
@@ -313,73 +320,100 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return found
 
 
-@torch.inference_mode()
-def read(loaded: Loaded) -> Generator[None, None, Reading]:
-    """Have a model read the text once, in pieces of which the scores are held."""
-    ids, parts = passage(loaded)
-    if not parts:
-        return Reading(None, None)
-    scores = yield from _surprise(loaded.model, ids)
-    nats = {kind: 0.0 for kind, *_ in parts}
-    for kind, first, last, _ in parts:
-        nats[kind] += float(scores[first - 1 : last - 1].sum())
-    sizes = {kind: sum(size for k, *_, size in parts if k == kind) for kind in nats}
-    mean = {kind: nats[kind] / sizes[kind] for kind in nats}
-    return Reading(mean.get("lines"), mean.get("prose"))
+def read(
+    models: Sequence[Loaded], kind: str, turns: Turns
+) -> Generator[None, None, list[float | None]]:
+    """Have models read a text once, all at the same time: nats a byte of each, None where its
+    tokenizer does not know the text."""
+    found = [_Read.of(loaded, kind) for loaded in models]
+    todo = [each for each in found if each.size]
+    with turns.going([each.go for each in todo]) as gone:
+        while any(each.going and not each.error for each in todo):
+            gone.wait(EVERY)
+            gone.clear()
+            yield
+    for each in todo:
+        if each.error:
+            raise each.error
+    return [each.nats / each.size if each.size else None for each in found]
 
 
-def passage(loaded: Loaded) -> tuple[list[int], list[tuple[str, int, int, int]]]:
-    """Token numbers of all that is read, and which of them are judged.
+@dataclass
+class _Read:
+    """A model on its way along a text, of which the tokens that are `judged` have `size` bytes."""
 
-    The latter are (kind, first, beyond the last, bytes): the answers of LINES, each to its question
-    in the model's own format, and PROSE as it stands, as much of it as its context has room for.
+    model: Any
+    ids: Tensor
+    judged: Tensor
+    size: int
+    nats: float = 0.0
+    at: int = 0
+    reader: Reader | None = None
+    error: Exception | None = None
+
+    @classmethod
+    def of(cls, loaded: Loaded, kind: str) -> "_Read":
+        ids, judged, size = passage(loaded, kind)
+        on = loaded.model.device
+        return cls(loaded.model, torch.tensor([ids], device=on), torch.tensor(judged).to(on), size)
+
+    @property
+    def going(self) -> bool:
+        return self.at < self.ids.shape[1] - 1
+
+    def go(self) -> bool:
+        """Read a piece, of which the scores are held; whether there is another."""
+        try:
+            with torch.inference_mode():
+                self._go()
+        except Exception as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
+            self.error = error
+        return self.going and not self.error
+
+    def _go(self) -> None:
+        reader = self.reader = self.reader or Reader.of(self.model)
+        stop = self.at + PIECE if reader.goes_on() else self.ids.shape[1]  # or all at once
+        piece = self.ids[:, self.at : stop]
+        wanted = self.ids[0, self.at + 1 : stop + 1]
+        scores = reader.read(piece, piece.shape[1])[0, : len(wanted)]
+        each = torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
+        self.nats += float(each[self.judged[self.at + 1 : stop + 1]].sum())
+        self.at += piece.shape[1]
+
+
+def passage(loaded: Loaded, kind: str) -> tuple[list[int], list[bool], int]:
+    """Token numbers of a text, which of them are judged, and how many bytes these are.
+
+    Of "prose" all is judged but the first token, which nothing foretells, as much as the context
+    has room for; of "lines" the answers, each to its question in the model's own format.
     """
     tokenizer, room = loaded.tokenizer, context(loaded.model)
-    ids, parts = list[int](), list[tuple[str, int, int, int]]()
-    for question, said in LINES.items():
-        asked = _prompt(loaded, question)
-        answered = _ids(tokenizer, said)
-        if asked and len(ids) + len(asked) + len(answered) <= room:
-            ids += asked
-            parts.append(("lines", len(ids), len(ids) + len(answered), len(said.encode())))
-            ids += answered
-    ids += [tokenizer.eos_token_id] * (bool(ids) and tokenizer.eos_token_id is not None)
-    prose = _ids(tokenizer, PROSE)[: room - len(ids)]
-    size = len(tokenizer.decode(prose).encode())
-    if len(prose) > 1:
-        first = len(ids) or 1  # nothing tells what the first token of all is to be
-        parts.append(("prose", first, len(ids) + len(prose), size))
-        ids += prose
+    if kind == "prose":
+        ids = list(tokenizer(PROSE)["input_ids"])[:room]
+        judged = [False, *[True] * (len(ids) - 1)]
+        size = len(tokenizer.decode(ids, skip_special_tokens=True).encode())
+    else:
+        ids, judged, size = _lines(loaded, room)
     unknown = tokenizer.unk_token_id
-    if unknown is not None and ids.count(unknown) > len(ids) / 10:
-        return ids, []
-    return ids, parts
+    if len(ids) < 2 or (unknown is not None and ids.count(unknown) > len(ids) / 10):
+        return ids, judged, 0
+    return ids, judged, size
 
 
-def _prompt(loaded: Loaded, question: str) -> list[int]:
-    """None of it for a template that refuses a plain question."""
-    try:
-        return prompt("the merge", loaded, [{"role": "user", "content": question}])[0]
-    except MergeError:
-        return []
-
-
-def _surprise(model: Any, ids: Sequence[int]) -> Generator[None, None, Tensor]:
-    """Nats of each token but the first, given those before it."""
-    reader, found = Reader.of(model), []
-    given = torch.tensor([ids], device=model.device)
-    at = 0
-    while at < len(ids) - 1:
-        goes_on = reader.goes_on()  # else it must read all at once
-        piece = given[:, at : at + PIECE] if goes_on else given
-        scores = reader.read(piece, piece.shape[1])[0]
-        wanted = given[0, at + 1 : at + 1 + piece.shape[1]]
-        found.append(
-            torch.nn.functional.cross_entropy(scores[: len(wanted)], wanted, reduction="none")
-        )
-        at += piece.shape[1]
-        yield
-    return torch.cat(found).cpu()
+def _lines(loaded: Loaded, room: int) -> tuple[list[int], list[bool], int]:
+    ids, judged, size = list[int](), list[bool](), 0
+    for question, said in LINES.items():
+        try:
+            asked, _ = prompt("the merge", loaded, [{"role": "user", "content": question}])
+        except MergeError:  # its template refuses a plain question
+            break
+        answered = _ids(loaded.tokenizer, said)
+        if len(ids) + len(asked) + len(answered) > room:
+            break
+        ids += [*asked, *answered]
+        judged += [*[False] * len(asked), *[True] * len(answered)]
+        size += len(said.encode())
+    return ids, judged, size
 
 
 def say(loaded: Loaded, library: Library) -> Generator[None, None, Saying]:
@@ -408,45 +442,53 @@ def repeated(answers: Sequence[Sequence[int]]) -> float:
     return (total - sum(len(set(own)) for own in threes)) / total if total else 0.0
 
 
-def _reads_worse(own: Reading, parents: Sequence[_Parent], known: dict[str, Any]) -> str | None:
-    """Compare on the text that the parents know better, if they know any."""
+def _reads_worse(
+    library: Library, merged: Loaded, parents: Sequence[_Parent], known: dict[str, Any]
+) -> Generator[None, None, str | None]:
+    """Compare on prose, or on the lines where no parent knows prose, as small models do not."""
     known |= {"text": None, "perplexity": {}, "best": None}
-    pairs = [(kind, getattr(own, kind)) for kind in ("lines", "prose")]
-    judged = [(kind, nats) for kind, nats in pairs if nats is not None]
-    if any(not isfinite(nats) for _, nats in judged):
-        return "Its scores are not finite"
-    others = {p.name: p.reading for p in parents if p.reading}
-    if not judged:
-        return None
-    if not others:
-        kind, nats = min(judged, key=lambda pair: pair[1])
-        known |= {"text": kind, "perplexity": {"merged": _perplexity(nats)}}
-        return f"It makes nothing of the test text{_of(nats, None)}" if nats > KNOWN else None
-    best = {k: min(_nats(reading, k) for reading in others.values()) for k, _ in judged}
-    kind = min(best, key=lambda k: best[k])
-    if best[kind] > KNOWN:
-        return None
-    nats = getattr(own, kind)
-    told = {_short(name): _perplexity(_nats(r, kind)) for name, r in others.items()}
-    known |= {"text": kind, "perplexity": {"merged": _perplexity(nats), **told},
-              "best": _perplexity(best[kind])}  # fmt: skip
-    if nats <= best[kind] + WORSE:
-        return None
-    return f"It reads the test text far worse than the better parent{_of(nats, best[kind])}"
+    for kind in ("prose", "lines"):
+        if _unknown(parents, kind):
+            continue
+        own = yield from _all_read(library, merged, parents, kind)
+        if own is None or _unknown(parents, kind):
+            continue
+        if not isfinite(own):
+            return "Its scores are not finite"
+        others = {p.name: nats for p in parents if (nats := p.readings.get(kind)) is not None}
+        if not others and own > KNOWN and kind == "prose":  # a small model may know the lines
+            continue
+        best = min(others.values(), default=None)
+        told = {_short(name): _perplexity(nats) for name, nats in others.items()}
+        known |= {"text": kind, "perplexity": {"merged": _perplexity(own), **told}}
+        known["best"] = None if best is None else _perplexity(best)
+        if own <= (KNOWN if best is None else best + WORSE):
+            return None
+        beside = "" if best is None else f", {_perplexity(best):.2f} the better parent's"
+        return f"It hardly knows the test text (perplexity {_perplexity(own):,.2f} a byte{beside})"
+    return None
 
 
-def _nats(reading: Reading, kind: str) -> float:
-    found = getattr(reading, kind)
-    return 50.0 if found is None or not isfinite(found) else float(found)
+def _unknown(parents: Sequence[_Parent], kind: str) -> bool:
+    """Whether all parents have read a text and none knows it."""
+    found = [parent.readings.get(kind, 0.0) for parent in parents]
+    return bool(found) and all(nats is None or not nats <= KNOWN for nats in found)
+
+
+def _all_read(
+    library: Library, merged: Loaded, parents: Sequence[_Parent], kind: str
+) -> Generator[None, None, float | None]:
+    """How the merge reads; the parents that are here and have not read yet read beside it."""
+    new = [(p, p.loaded) for p in parents if p.loaded and kind not in p.readings]
+    models = [merged, *(loaded for _, loaded in new)]
+    own, *others = yield from read(models, kind, library.turns)
+    for (parent, _), nats in zip(new, others, strict=True):
+        parent.readings[kind] = nats
+    return own
 
 
 def _perplexity(nats: float) -> float:
     return exp(min(nats, 50.0))
-
-
-def _of(nats: float, best: float | None) -> str:
-    beside = "" if best is None else f", {_perplexity(best):.2f} the parent's"
-    return f" (perplexity {_perplexity(nats):,.2f} a byte{beside})"
 
 
 def _says_worse(
@@ -474,10 +516,10 @@ def _cause(
     apart, rows, step = known["apart"], known["apart_rows"], known["step"]
     if apart and apart > APART:
         return _strangers(apart)
-    if (rows and rows > APART) or _strange(merged, lent):
+    if (rows and rows > max(MIXED, 2 * apart)) or _strange(merged, lent):
         return "vocabulary", (
             "the rows of the same tokens are not alike in the models, though all else is: choose "
-            "models with their own tokenizer files, or `tokenizer_source: base`"
+            "models with their own tokenizer files"
         )
     if step and found and found.based and step > LONG:
         return "step", (
@@ -504,16 +546,16 @@ def _strangers(apart: float) -> tuple[str, str]:
 
 
 def _strange(merged: Loaded, parents: Sequence[Loaded]) -> bool:
-    """Whether the rows of the text's tokens are like those of the same tokens in no parent."""
-    vocabulary, own = merged.tokenizer.get_vocab(), merged.model.get_input_embeddings().weight
+    """Whether the rows of the merge's tokens are like those of the same tokens in no parent."""
+    tokens, own = merged.tokenizer.get_vocab(), merged.model.get_input_embeddings().weight
+    some = [*tokens.items()][:: 1 + len(tokens) // ENOUGH]
     cosines = []
     for parent in parents:
         numbers, rows = parent.tokenizer.get_vocab(), parent.model.get_input_embeddings().weight
-        tokens = parent.tokenizer.convert_ids_to_tokens(_ids(parent.tokenizer, PROSE))
-        shared = [t for t in tokens if vocabulary.get(t, len(own)) < len(own)]
-        pairs = [(vocabulary[t], numbers[t]) for t in shared if t in numbers]
-        if pairs:
-            ours, theirs = (list(each) for each in zip(*pairs, strict=True))
+        pairs = [(number, numbers.get(token, len(rows))) for token, number in some]
+        known = [(ours, theirs) for ours, theirs in pairs if ours < len(own) and theirs < len(rows)]
+        if known:
+            ours, theirs = (list(each) for each in zip(*known, strict=True))
             both = own[ours].float().flatten(), rows[theirs].float().flatten()
             cosines.append(float(torch.cosine_similarity(*both, dim=0)))
     return bool(cosines) and max(cosines) < ALIKE
