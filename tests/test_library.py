@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 
 from merging.errors import MergeError
-from merging.library import Library, Loaded, budget, chat_dtype
+from merging.library import FINDINGS, Library, Loaded, budget, chat_dtype
+from merging.sources import open_folder
 
 MEGABYTE = 10**6
 
@@ -165,3 +167,25 @@ def test_models_chat_in_float32_on_a_cpu() -> None:
     """bf16 is slow on a CPU, and a GPU keeps what the checkpoint has."""
     assert chat_dtype("cpu") is torch.float32
     assert chat_dtype("cuda") is None
+
+
+def test_beside_others_nothing_leaves(pico: dict[str, Path]) -> None:
+    """A parent is lent where it is here or fits as things are; else nobody makes room for it."""
+    a, b = (open_folder(pico[name], name) for name in "ac")
+    size = sum(info.size * 4 for info in a.tensors.values())
+    library = Library("cpu", MEGABYTE + size * 3 // 2)
+    take(library, "other")
+    with library.beside(a) as first, library.beside(b) as second:
+        assert first is not None and first.size == size and second is None
+    with library.beside(a) as again:
+        assert again is first
+    assert library.has("other") and not any(library.lent.values())
+
+
+def test_findings_are_few(library: Library) -> None:
+    """The oldest go, and what is found anew stands in place of the old."""
+    for number in range(FINDINGS + 10):
+        library.note(str(number), number)
+    assert len(library.known) == FINDINGS and "9" not in library.known
+    library.note(str(FINDINGS), None)
+    assert library.known[str(FINDINGS)] is None and len(library.known) == FINDINGS
