@@ -45,7 +45,7 @@ PROMPTS = (
     "What is the opposite of black?",
     "Tell me a short story about a dog.",
 )
-NEW = 24
+NEW = 20
 """Tokens of each answer: enough for a loop to show, and for a short answer to end."""
 PIECE = 64
 """Tokens whose scores are held at once: with 256,000 in the vocabulary 65 MB a model."""
@@ -111,18 +111,16 @@ class Verdict:
     figures: Mapping[str, Any]
 
 
-Readings = dict[str, float | None]
-"""How well a model reads, by text: nats a byte, by which different tokenizers compare. None where
-its tokenizer does not know the text."""
-
-
 @dataclass(frozen=True)
 class _Parent:
-    """A model of the merge, if there is room for it, and how it reads."""
+    """A model of the merge, if there is room for it; `did` is kept for the next merge of it.
+
+    It has nats a byte by text, None where its tokenizer does not know that, and what it "said".
+    """
 
     name: str
     loaded: Loaded | None
-    readings: Readings
+    did: dict[str, Any]
 
 
 def whole(plan: Plan, samples: Mapping[str, Sample]) -> Mapping[str, Any] | None:
@@ -202,10 +200,10 @@ def check(
     with ExitStack() as stack:
         parents = []
         for source in sources:
-            key = f"read {source.name} {source.stamp}"
+            key = f"did {source.name} {source.stamp}"
             lent = stack.enter_context(library.beside(source))
             parents.append(_Parent(source.name, lent, library.known.get(key) or {}))
-            library.note(key, parents[-1].readings)  # what is read later is kept as well
+            library.note(key, parents[-1].did)  # what it does from now on is kept as well
         return (yield from _judged(library, merged, parents, found))
 
 
@@ -214,7 +212,7 @@ def _judged(
 ) -> Generator[None, None, Verdict]:
     known: dict[str, Any] = {"finite": True, **_told(found, merged.model)}
     lent = [parent.loaded for parent in parents if parent.loaded]
-    known["without"] = [_short(p.name) for p in parents if not (p.loaded or p.readings)]
+    known["without"] = [_short(p.name) for p in parents if not (p.loaded or p.did)]
     problem = lost_token(merged, lent)
     known["tokens"] = problem is None
     if problem:
@@ -226,7 +224,7 @@ def _judged(
     if what is None:
         saying = yield from say(merged, library)
         known |= {"repeated": saying.repeated, "ended": saying.ended, "asked": len(PROMPTS)}
-        what = yield from _says_worse(saying, lent, library)
+        what = yield from _says_worse(saying, parents, library)
     if what:
         return _verdict(what, *_cause(known, found, merged, lent), known)
     # it may read well and yet be no merge: hardly more than its base, or than one of the models
@@ -245,14 +243,14 @@ def _verdict(what: str, cause: str, why: str, known: Mapping[str, Any]) -> Verdi
 def _good(known: Mapping[str, Any]) -> Verdict:
     if known["text"]:
         own, best = known["perplexity"]["merged"], known["best"]
-        beside = f", {best:.2f} the better parent's" if best else ""
+        beside = f" (the better parent's {best:.2f})" if best else ""
         reads = f"perplexity {own:.2f} a byte{beside}"
     else:
         reads = "the test text says nothing of models that do not know it"
     said = f"{known['ended']} of {known['asked']} answers end, {known['repeated']:.0%} repeated"
     alone = f"; judged without {', '.join(known['without'])}" if known["without"] else ""
     return Verdict(
-        True, f"It works: weights finite, {reads}, {said}, special tokens come back{alone}.",
+        True, f"It works: {reads}, {said}, weights finite, special tokens come back{alone}.",
         {**known, "cause": None},
     )  # fmt: skip
 
@@ -455,7 +453,7 @@ def _reads_worse(
             continue
         if not isfinite(own):
             return "Its scores are not finite"
-        others = {p.name: nats for p in parents if (nats := p.readings.get(kind)) is not None}
+        others = {p.name: nats for p in parents if (nats := p.did.get(kind)) is not None}
         if not others and own > KNOWN and kind == "prose":  # a small model may know the lines
             continue
         best = min(others.values(), default=None)
@@ -464,14 +462,18 @@ def _reads_worse(
         known["best"] = None if best is None else _perplexity(best)
         if own <= (KNOWN if best is None else best + WORSE):
             return None
-        beside = "" if best is None else f", {_perplexity(best):.2f} the better parent's"
-        return f"It hardly knows the test text (perplexity {_perplexity(own):,.2f} a byte{beside})"
+        if best is None:
+            return f"It makes nothing of the test text (perplexity {_perplexity(own):,.2f} a byte)"
+        return (
+            f"It reads much worse than its better parent (perplexity {_perplexity(own):,.2f} a "
+            f"byte, the parent's {_perplexity(best):.2f})"
+        )
     return None
 
 
 def _unknown(parents: Sequence[_Parent], kind: str) -> bool:
     """Whether all parents have read a text and none knows it."""
-    found = [parent.readings.get(kind, 0.0) for parent in parents]
+    found = [parent.did.get(kind, 0.0) for parent in parents]
     return bool(found) and all(nats is None or not nats <= KNOWN for nats in found)
 
 
@@ -479,11 +481,11 @@ def _all_read(
     library: Library, merged: Loaded, parents: Sequence[_Parent], kind: str
 ) -> Generator[None, None, float | None]:
     """How the merge reads; the parents that are here and have not read yet read beside it."""
-    new = [(p, p.loaded) for p in parents if p.loaded and kind not in p.readings]
+    new = [(p, p.loaded) for p in parents if p.loaded and kind not in p.did]
     models = [merged, *(loaded for _, loaded in new)]
     own, *others = yield from read(models, kind, library.turns)
     for (parent, _), nats in zip(new, others, strict=True):
-        parent.readings[kind] = nats
+        parent.did[kind] = nats
     return own
 
 
@@ -492,21 +494,24 @@ def _perplexity(nats: float) -> float:
 
 
 def _says_worse(
-    own: Saying, lent: Sequence[Loaded], library: Library
+    own: Saying, parents: Sequence[_Parent], library: Library
 ) -> Generator[None, None, str | None]:
-    """Only a merge that gives cause for it has its parents asked as well."""
+    """Only a merge that gives cause for it has its parents asked, until one is found no better."""
     if own.repeated <= LOOP and own.ended:
         return None
-    others = list[Saying]()
-    for parent in lent:
-        others += [(yield from say(parent, library))]
-    if own.repeated > LOOP + MORE * (not others) and all(
-        own.repeated > other.repeated + MORE for other in others
-    ):
+    circles, endless = own.repeated > LOOP, not own.ended
+    asked = [parent for parent in parents if parent.loaded or "said" in parent.did]
+    for parent in asked:
+        if parent.loaded and "said" not in parent.did:
+            parent.did["said"] = yield from say(parent.loaded, library)
+        other: Saying = parent.did["said"]
+        circles = circles and own.repeated > other.repeated + MORE
+        endless = endless and other.ended > 1
+        if not (circles or endless):
+            return None
+    if circles and (asked or own.repeated > LOOP + MORE):
         return f"It goes round in circles ({own.repeated:.0%} of its answers is repeated)"
-    if others and not own.ended and all(other.ended > 1 for other in others):
-        return "None of its answers ends, as its parents' do"
-    return None
+    return "None of its answers ends, as its parents' do" if endless and asked else None
 
 
 def _cause(
