@@ -241,6 +241,16 @@ def test_values_that_are_not_finite(bad: float) -> None:
     assert "layers.2.mlp.up_proj" in verdict.text and "out_dtype: bfloat16" in verdict.text
 
 
+def test_scores_that_are_not_finite() -> None:
+    """Weights that a dtype just holds, and what is computed with them it does not."""
+    broken = lone(A)
+    broken.model.lm_head.weight.mul_(1e38)
+    assert broken.model.lm_head.weight.isfinite().all()
+    verdict = judged(broken, A, B)
+    assert not verdict.ok and verdict.figures["cause"] == "dtype", verdict
+    json.dumps(verdict.figures, allow_nan=False)
+
+
 def test_answers_that_do_not_end(tmp_path: Path) -> None:
     """A merge that reads well and never stops, where its parents do."""
     endless = lone(talkative(tmp_path)["a"])
@@ -284,6 +294,7 @@ def test_without_room_for_the_parents() -> None:
     made = merged(recipe("linear", [A, B]))
     both = judged(made[0], A, B, found=made[1], room=lone(A).size + 10)
     assert both.ok and both.figures["without"] == [str(B)] and str(B) in both.text
+    assert both.figures["text"] == "lines"
     alone = judged(made[0], A, B, found=made[1], room=10)
     assert alone.ok and alone.figures["best"] is None
     babble, found = merged(
