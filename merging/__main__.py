@@ -16,13 +16,13 @@ from merging.figures import described, products
 from merging.hub import own_login
 from merging.hub.publish import Target
 from merging.library import budget
-from merging.merge import Progress, default_device, fetched, merge, survey
+from merging.merge import Progress, Samples, default_device, fetched, merge, survey
 from merging.methods import Number, methods, variants
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.shards import SHARD
 from merging.sinks import Folder
-from merging.sources import open_source
+from merging.sources import open_folder, open_source
 from merging.yaml_text import MAX_BYTES
 
 MARKS = {"green": "ok", "amber": "note", "red": "stop"}
@@ -65,22 +65,44 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _run_here(given: argparse.Namespace) -> None:
-    if not (given.out or given.push_to):
-        raise MergeError("OUT_DIR is missing: name a new folder, or push with --push-to NAME.")
-    if given.public and not given.push_to:
-        raise MergeError("--public goes with --push-to: add it, or leave --public out.")
+    _check_use(given)
     decided = _plan(given)
     _print_notes(decided)
     device = default_device() if given.device == "auto" else given.device
     to = given.push_to and pushing.target(
         decided, given.push_to, token=own_login(), public=given.public
     )
+    samples: Samples | None = {} if given.sanity else None
     if given.out and not (to and not given.replace and pushing.holds(Path(given.out), decided)):
         sink = Folder(given.out, replace=given.replace, shard=given.max_shard_size or SHARD)
-        _, tally = _watched(merge(_fetch(decided), sink, device=device))
+        _, tally = _watched(merge(_fetch(decided), sink, samples=samples, device=device))
         _print_summary(given.out, decided, tally)
     if to:
         _push(given, decided, to, device)
+    if samples is not None:
+        _judge(given.out, _fetch(decided), samples, device)
+
+
+def _check_use(given: argparse.Namespace) -> None:
+    """Raises MergeError for options that do not go together."""
+    if not (given.out or given.push_to):
+        raise MergeError("OUT_DIR is missing: name a new folder, or push with --push-to NAME.")
+    if given.public and not given.push_to:
+        raise MergeError("--public goes with --push-to: add it, or leave --public out.")
+    if given.sanity and not given.out:
+        raise MergeError("--sanity reads OUT_DIR: name a new folder, or leave --sanity out.")
+
+
+def _judge(out: str, decided: Plan, samples: Samples, device: str) -> None:
+    """Load what was written, and print whether it works. It is there in either case."""
+    from merging import sanity  # it brings transformers: a second that nobody else waits for
+
+    try:
+        verdict = sanity.judged(decided, open_folder(Path(out), out), samples, device)
+    except MergeError as error:
+        _print(f"not checked: {error}")
+    else:
+        _print(f"{'green' if verdict.ok else 'red'}: {verdict.text}")
 
 
 def _run_elsewhere(given: argparse.Namespace) -> None:
@@ -256,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, help="in place of the recipe's random_seed")
     command.add_argument("--max-shard-size", type=_bytes, help="such as 5GB")
     command.add_argument("--replace", action="store_true", help="replace OUT_DIR if it exists")
+    command.add_argument("--sanity", action="store_true", help="say whether the merge works")
     add("methods", show_methods, "names, parameters, ranges, defaults")
     command = add("inspect", inspect, "norms and cosines of the deltas")
     command.add_argument("recipe", help=recipe)

@@ -4,27 +4,28 @@ Jobs and events are small and picklable, since on ZeroGPU they cross into a work
 at every call. Nothing relies on what an earlier call left behind: the recipe is the state.
 """
 
+import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import spaces
 import torch
 
-from merging import templates
+from merging import sanity, templates
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
-from merging.figures import estimated
-from merging.library import SHARE, Library, Loaded, budget, chat_dtype, load_parent, size_of
+from merging.library import SHARE, Library, Loaded, budget, chat_dtype
 from merging.merge import Progress, Samples, default_device, merge
 from merging.nexttoken import Inspection, NextTokens, Read, next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
+from merging.sanity import Verdict
 from merging.sinks import Live
 from merging.sources import Local, Remote, on_base, open_folder
 
@@ -68,7 +69,8 @@ class Job:
     """Have merges ready, each in its column, then ask. `columns` maps the others to pinned models.
 
     `places` are the models that are asked themselves. `questions` are asked one after the other;
-    `inspection` looks into an answer. Columns that come to be in `stops` answer no further.
+    `inspection` looks into an answer. Columns that come to be in `stops` answer no further. With
+    `check` the merges are judged at the end, each once, and the verdicts kept.
     """
 
     places: tuple[Place, ...] = ()
@@ -77,6 +79,7 @@ class Job:
     questions: tuple[Question, ...] = ()
     inspection: Inspection | None = None
     stops: Collection[str] = ()
+    check: bool = False
 
     @property
     def answering(self) -> tuple[str, ...]:
@@ -116,7 +119,7 @@ class _Failed:
     text: str
 
 
-Event = Progress | Merged | Asking | Reply | Read | NextTokens
+Event = Progress | Merged | Asking | Reply | Read | NextTokens | Verdict
 
 
 def place(source: Local) -> Place:
@@ -167,8 +170,9 @@ def seconds(job: Job) -> int:
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     gigabytes = sum(f.stat().st_size for f in files) / 1e9
     tokens = sum(question.max_new_tokens for question in job.questions) * len(job.answering)
+    tokens += sanity.NEW * len(sanity.PROMPTS) * job.check
     read = job.inspection.characters() if job.inspection else 0
-    return min(120, int(5 + 3 * gigabytes + tokens / 40 + read / 2000))
+    return min(120, int(5 + job.check + 3 * gigabytes + tokens / 40 + read / 2000))
 
 
 @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types
@@ -215,6 +219,8 @@ def _work(job: Job, library: Library) -> Iterator[Event]:
             yield from _answers(job, models, library)
             if job.inspection:
                 yield from next_tokens(job.inspection, models, library.pasts)
+    for merging in job.merges.values() if job.check else ():
+        yield from _checked(merging, library)
 
 
 def _answers(job: Job, models: Mapping[str, Loaded], library: Library) -> Iterator[Event]:
@@ -263,27 +269,42 @@ def _merge(merging: Merging, library: Library) -> Iterator[Event]:
             shown = time.monotonic()
             yield progress
     library.publish(merging.identity, Loaded.of(live.model, live.tokenizer, live.mould))
-    figures = _figures(decided, samples)
+    figures = sanity.whole(decided, samples)
+    library.note(f"signs {merging.identity}", sanity.signs(decided, samples, figures))
     yield Merged(merging.identity, time.monotonic() - start, tally, figures)
 
 
-def _figures(decided: Plan, samples: Samples) -> Mapping[str, Any] | None:
-    """By the models' names; none where slices have different models."""
-    steps = {step.sources for step in decided.steps if step.name in samples}
-    if len(steps) != 1:
-        return None
-    (places,) = steps
-    models = [decided.sources[n].name for n in places]
-    return estimated([*samples.values()], models[: len(models) - decided.based])
+def _checked(merging: Merging, library: Library) -> Iterator[Event]:
+    """A verdict on the merge; none where the check itself fails, which is no fault of the merge."""
+    known = f"verdict {merging.identity}"
+    if known not in library.known:
+        models = Recipe.from_yaml(merging.recipe).listed()
+        found = library.known.get(f"signs {merging.identity}")
+        start, shown = time.monotonic(), 0.0
+        try:
+            sources = [p.open() for p in merging.parents if p.name in models]
+            with _merged(library, merging.identity) as merged:
+                steps = sanity.check(library, merged, sources, found)
+                while True:
+                    next(steps)
+                    if time.monotonic() - shown > EVERY:
+                        shown = time.monotonic()
+                        yield Progress("the merge", 1, 1, 1.0, 0.0, 0.0, "check")
+        except StopIteration as end:
+            spent = {"seconds": round(time.monotonic() - start, 3)}
+            verdict = replace(end.value, figures={**end.value.figures, **spent})
+            library.note(known, verdict)
+        except Exception:
+            logging.getLogger(__name__).exception("The check of a merge failed")
+            return
+    yield library.known[known]
 
 
-def _borrow(library: Library, place: Place):  # type: ignore[no-untyped-def]  # a context manager
-    source = place.open()
-    size, load = size_of(source, library.device), partial(load_parent, source, library.device)
-    return library.borrow(f"{place.name} {place.stamp}", size, load)
+def _borrow(library: Library, place: Place) -> AbstractContextManager[Loaded]:
+    return library.parent(place.open())
 
 
-def _merged(library: Library, identity: str):  # type: ignore[no-untyped-def]  # a context manager
+def _merged(library: Library, identity: str) -> AbstractContextManager[Loaded]:
     def gone() -> Loaded:
         raise MergeError("This merge had to make room for others: press Merge again.")
 

@@ -8,8 +8,9 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from merging.turns import Turns
 
 SHARE = 0.7
 """Of the free memory; the rest is for keys and values, the merge's blocks, and other programs."""
+FINDINGS = 256
+"""That are kept about models: a few hundred bytes each."""
 READ = 1 / 8
 """Of the budget, and beside it: what keys and values of ended answers may take."""
 
@@ -128,7 +131,8 @@ class Library:
 
     `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone. `pasts` has
     what its models have read, so that a follow-up question is not read from the beginning; all
-    questions to them are answered in `turns`, on a GPU by one thread that drives it.
+    questions to them are answered in `turns`, on a GPU by one thread that drives it. `known` are
+    small findings about models, which may have gone.
     """
 
     device: str
@@ -136,6 +140,7 @@ class Library:
     shelf: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
     lent: dict[str, int] = field(default_factory=dict)
     kept: dict[str, Numbers] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     merging: threading.Lock = field(default_factory=threading.Lock)
     pasts: Pasts = field(init=False)
@@ -163,6 +168,32 @@ class Library:
         finally:
             with self.lock:
                 self.lent[key] -= 1
+
+    def parent(self, source: Local) -> AbstractContextManager[Loaded]:
+        """A parent as a model, loaded first if it is not here."""
+        key = f"{source.name} {source.stamp}"
+        return self.borrow(
+            key, size_of(source, self.device), partial(load_parent, source, self.device)
+        )
+
+    @contextmanager
+    def beside(self, source: Local) -> Iterator[Loaded | None]:
+        """A parent that is here, or fits without another model leaving for it; None if neither."""
+        with self.lock:
+            fits = self._used() + size_of(source, self.device) <= self.budget
+            here = fits or self.has(f"{source.name} {source.stamp}")
+        if not here:
+            yield None
+            return
+        with self.parent(source) as loaded:
+            yield loaded
+
+    def note(self, key: str, finding: Any) -> None:
+        """Keep a small finding under `known`; the oldest go."""
+        with self.lock:
+            self.known[key] = finding
+            while len(self.known) > FINDINGS:
+                del self.known[next(iter(self.known))]
 
     def publish(self, key: str, loaded: Loaded) -> None:
         """Put a finished merge on the shelf, under its identity."""

@@ -124,6 +124,39 @@ def test_seed_stands_for_the_recipes_own(ties: Path, tmp_path: Path) -> None:
     assert "random_seed: 7" in (tmp_path / "flag" / "mergekit_config.yml").read_text()
 
 
+def demo(tmp_path: Path, **values: float) -> Path:
+    """A TIES recipe over the embedded models."""
+    entries = ["assets/demo/a", "assets/demo/b"]
+    path = tmp_path / "demo.yaml"
+    path.write_text(written("ties", entries, base_model="assets/demo/base", parameters=values))
+    return path
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_sanity_is_said_at_the_end(tmp_path: Path, capsys: Any) -> None:
+    """A green line or a red one with cause and remedy; the files are there either way."""
+    path = demo(tmp_path, density=0.5)
+    assert main(["run", str(path), str(tmp_path / "good"), "--sanity"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("green: It works") and err == ""
+    path = demo(tmp_path, **{"lambda": 8})
+    assert main(["run", str(path), str(tmp_path / "bad"), "--sanity"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("red: ") and "step is too long" in last and "`lambda`" in last
+    assert (tmp_path / "bad" / WEIGHTS).is_file()
+
+
+def test_without_sanity_nothing_of_it_is_imported(ties: Path, tmp_path: Path) -> None:
+    """Nor are model classes: a merge into a folder needs none."""
+    code = (
+        "import sys; from merging.__main__ import main; main(sys.argv[1:]); "
+        "print(sorted({'merging.sanity', 'merging.chat'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, "run", str(ties), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_small_shards_load_alike(ties: Path, tmp_path: Path) -> None:
     """--max-shard-size cuts into several files with an index, which load as the single one does."""
     assert main(["run", str(ties), str(tmp_path / "one")]) == 0
@@ -414,6 +447,7 @@ def test_a_gpu_that_is_not_there(ties: Path, tmp_path: Path, capsys: Any) -> Non
         (["run", "x.yaml", "out", "--max-shard-size", "big"], "5GB"),
         (["run", "x.yaml", "out", "--device", "tpu"], "tpu"),
         (["run", "x.yaml", "out", "--seed", "one"], "one"),
+        (["run", "x.yaml", "--push-to", "name", "--sanity"], "OUT_DIR"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], says: str, capsys: Any) -> None:

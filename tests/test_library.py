@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from merging.errors import MergeError
-from merging.library import Library, Loaded, budget, chat_dtype, load_parent
+from merging.library import FINDINGS, Library, Loaded, budget, chat_dtype, load_parent
 from merging.sources import open_folder
 from tests.conftest import WEIGHTS
 
@@ -183,3 +183,25 @@ def test_a_loaded_parent_has_left_its_file(pico: dict[str, Path], tmp_path: Path
         file.write(bytes(size))
     assert loaded.model.dtype is torch.bfloat16
     assert all(map(torch.equal, before, loaded.model.parameters()))
+
+
+def test_beside_others_nothing_leaves(pico: dict[str, Path]) -> None:
+    """A parent is lent where it is here or fits as things are; else nobody makes room for it."""
+    a, b = (open_folder(pico[name], name) for name in "ac")
+    size = sum(info.size * 2 for info in a.tensors.values())
+    library = Library("cpu", MEGABYTE + size * 3 // 2)
+    take(library, "other")
+    with library.beside(a) as first, library.beside(b) as second:
+        assert first is not None and first.size == size and second is None
+    with library.beside(a) as again:
+        assert again is first
+    assert library.has("other") and not any(library.lent.values())
+
+
+def test_findings_are_few(library: Library) -> None:
+    """The oldest go, and what is found anew stands in place of the old."""
+    for number in range(FINDINGS + 10):
+        library.note(str(number), number)
+    assert len(library.known) == FINDINGS and "9" not in library.known
+    library.note(str(FINDINGS), None)
+    assert library.known[str(FINDINGS)] is None and len(library.known) == FINDINGS

@@ -164,14 +164,16 @@ def _running(page: Page) -> None:
     examined = _on(buttons["run-sheet"].click, examining.run, page, page.asking(),
                    page.examined(), **ASKING)  # fmt: skip
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
+                  {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT,
+                  trigger_mode="always_last")  # fmt: skip
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
-    stops, progressed = [*trying, merging, examined], {page.progress, *page.answered()}
+    stops, progressed = [*trying, merging, examined], {page.progress, page.sanity, *page.answered()}
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
         stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
         if name != "stop-sheet":
-            _on(stopping.then, comparing.stop, page, drawn, progressed, queue=False)
+            _on(stopping.then, comparing.stop, page, {*drawn, page.sanity}, progressed,
+                queue=False)  # fmt: skip
         _on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
     clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)

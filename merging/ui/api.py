@@ -4,7 +4,7 @@ The same limits and the same rules about folders hold as on the page.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any
 
@@ -15,6 +15,7 @@ from merging.chat import Question, Reply
 from merging.errors import AccessError, MergeError
 from merging.merge import Progress
 from merging.recipe import Recipe
+from merging.sanity import Verdict
 from merging.ui import jobs, kept
 from merging.ui.visitor import Visitor, visitor
 
@@ -32,7 +33,10 @@ def endpoints(private: Callable[[gr.Request], bool]) -> None:
         return _check(recipe, visitor(private(request), login))
 
     def merge(recipe: str, login: gr.OAuthToken | None, request: gr.Request) -> dict:  # type: ignore[type-arg,misc]  # a stream of dicts to gradio
-        """Merge: progress, then {"merge": id, "recipe": pinned YAML, "seconds", "sanity"}."""
+        """Merge: progress, then {"merge": id, "recipe": pinned YAML, "seconds", "sanity"}.
+
+        "sanity" is {"ok", "text", "figures"}, or null where the check itself failed.
+        """
         yield from _merge(recipe, visitor(private(request), login))
 
     def chat(  # type: ignore[misc]  # noqa: PLR0913  # a stream of dicts; five by contract, two gradio's
@@ -79,16 +83,15 @@ def _merge(text: str, who: Visitor) -> Iterator[dict[str, Any]]:
     except StopIteration as end:
         made, job = end.value
     kept.keep(made)
-    for event in jobs.run(job):
+    last = {"merge": made.identity, "recipe": made.recipe, "seconds": 0.0, "sanity": None}
+    for event in jobs.run(replace(job, check=True)):
         if isinstance(event, Progress):
             yield _progress(event)
         elif isinstance(event, gpu.Merged):
-            yield {
-                "merge": made.identity,
-                "recipe": made.recipe,
-                "seconds": round(event.seconds, 3),
-                "sanity": None,
-            }
+            last["seconds"] = round(event.seconds, 3)
+        elif isinstance(event, Verdict):
+            last["sanity"] = asdict(event)
+    yield last
 
 
 def _progress(at: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Every handler takes the page and the values of its inputs, by component, and gives updates.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from secrets import randbelow, randbits
@@ -14,6 +14,7 @@ from merging.chat import Message, Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress
 from merging.recipe import Recipe
+from merging.sanity import Verdict
 from merging.ui import blind, jobs, kept, look, showing
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
@@ -29,36 +30,50 @@ SEEDS = 1_000_000
 
 @shows_errors("progress")
 def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """Fetch, merge, and let the merged column answer the last question again."""
-    visit = idle(page, values)
+    """Fetch, merge, let the merged column answer the last question again, and have it checked."""
+    before = visit = idle(page, values)
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {
         page.progress: look.bar(0, "Reading headers"),
+        page.sanity: "",
         page.visit: replace(visit, merging=True),
     }
     try:
-        made = yield from _make(page, visitor, recipe)
+        made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
     except MergeError:
-        yield {page.visit: visit}
+        yield {page.visit: before}
         raise
-    visitor = replace(visitor, pins={**visitor.pins, **made.pins})
-    visit = visit.merged(made)
-    yield {page.pins: visitor.pins} | showing.stage(page, visit, values)
-    if values[page.again] and visit.asked:
-        said = {**values, page.visit: visit}
-        yield from _asked(page, visitor, said, visit.asked, (gpu.MERGED,))
-
-
-def _make(page: Page, visitor: Visitor, recipe: Recipe) -> Generator[Updates, None, Made]:
-    made: Made
-    made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
     kept.keep(made)
-    for event in jobs.run(job):
-        if isinstance(event, Progress):
-            yield {page.progress: look.progress(event)}
-        elif isinstance(event, gpu.Merged):
-            yield {page.progress: look.bar(1, _merged(event))}
-    return made
+    visit = visit.merged(made)
+    if values[page.again] and visit.asked:
+        visit, question = _put(page, values, visit, visit.asked, {}, {gpu.MERGED: made})
+        job = replace(job, questions=(question,), stops=visit.stops)
+    pins = {page.pins: {**visitor.pins, **made.pins}}
+    yield from _merged(page, values, before, visit, replace(job, check=True), pins)
+
+
+def _merged(
+    page: Page, values: Values, before: Visit, visit: Visit, job: gpu.Job, pins: Updates
+) -> Iterator[Updates]:
+    """A merge's job: its progress, its answer, and whether it works."""
+    there, line = False, look.hint("The check itself failed: the app's log says why.")
+    try:
+        for event in jobs.run(job):
+            if isinstance(event, Progress) and not there:
+                yield {page.progress: look.progress(event)}
+            elif isinstance(event, gpu.Merged):
+                there = True
+                told = {page.progress: look.bar(1, _told(event)), page.sanity: look.CHECKING}
+                yield told | pins | showing.stage(page, visit, values)
+            elif isinstance(event, Reply):
+                visit = visit.replied(event).ended() if event.ended else visit.replied(event)
+                yield showing.stage(page, visit, values) | _notice(page, event)
+            elif isinstance(event, Verdict):
+                line = look.verdict(event)
+    except MergeError:
+        yield showing.stage(page, visit.ended() if there else before, values) | {page.sanity: ""}
+        raise
+    yield {page.sanity: line}
 
 
 @shows_errors("status")
@@ -146,8 +161,7 @@ def _asked(
     parents = {slot: models[slot] for slot in slots if slot in models}
     job = yield from followed(page, jobs.job_of(parents, merges, visitor), "status")
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
-    visit = visit.put(Exchange(text, settings(page, values), parents, merges), slots, ballot)
-    question = question_of(page, values, {slot: visit.said[slot] for slot in slots})
+    visit, question = _put(page, values, visit, text, parents, merges, ballot)
     yield {page.status: ""} | showing.stage(page, visit, values)
     try:
         for event in jobs.run(replace(job, questions=(question,), stops=visit.stops)):
@@ -160,6 +174,16 @@ def _asked(
         yield showing.stage(page, replace(visit, running=(), ballot=None), values)
         raise
     yield {page.status: ""} | showing.stage(page, visit.ended(), values)
+
+
+def _put(  # noqa: PLR0913  # an exchange's parts
+    page: Page, values: Values, visit: Visit, text: str, parents: Mapping[str, str],
+    merges: Mapping[str, Made], ballot: blind.Ballot | None = None,
+) -> tuple[Visit, Question]:  # fmt: skip
+    """The visit with a question put to columns, and what is to be asked."""
+    slots = (*parents, *merges)
+    visit = visit.put(Exchange(text, settings(page, values), parents, merges), slots, ballot)
+    return visit, question_of(page, values, {slot: visit.said[slot] for slot in slots})
 
 
 def idle(page: Page, values: Values) -> Visit:
@@ -218,7 +242,7 @@ def with_system(system: str | None, messages: Sequence[Message]) -> tuple[Messag
     return ({"role": "system", "content": str(system)}, *messages)
 
 
-def _merged(event: gpu.Merged) -> str:
+def _told(event: gpu.Merged) -> str:
     tally = " and ".join(f"{count} {what}" for what, count in event.tally.items())
     took = f"Merged in {event.seconds:.2f} s" if event.seconds else "Merged before, found again"
     return took + (f" · {tally} tensors" if tally else "") + _lie(event.figures)

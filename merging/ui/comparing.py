@@ -33,6 +33,8 @@ def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     drawn: Updates = {page.status: ""}
     if visit.merging:
         drawn[page.progress] = look.hint("Stopped.")
+    if values[page.sanity] == look.CHECKING:
+        drawn[page.sanity] = look.hint("Not checked: stopped.")
     if visit.merging or visit.running:
         drawn |= showing.stage(page, visit.ended(), values)
     yield drawn

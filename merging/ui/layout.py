@@ -41,6 +41,7 @@ class Page:
     notes: gr.HTML
     again: gr.Checkbox
     progress: gr.HTML
+    sanity: gr.HTML
     row: gr.Row
     columns: Mapping[str, Column]
     legend: gr.HTML
@@ -201,7 +202,8 @@ def _merge(pickers: dict[str, gr.Dropdown], buttons: dict[str, gr.Button]) -> di
     with gr.Row(elem_classes=["go"]):
         buttons["merge"] = gr.Button("Merge", variant="primary", elem_id="merge", min_width=110)
         buttons["halt"] = gr.Button("Stop", elem_id="stop-merge", min_width=80, scale=0)
-    return {"form": form, "again": again, "progress": gr.HTML(elem_id="progress")}
+    parts = {"form": form, "again": again, "progress": gr.HTML(elem_id="progress")}
+    return parts | {"sanity": gr.HTML(elem_id="sanity")}
 
 
 def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from merging.chat import Reply
 from merging.hub import Kept
 from merging.merge import Progress
 from merging.notes import Note
+from merging.sanity import Verdict
 from merging.ui.blind import Tally
 from merging.ui.following import Part
 from merging.ui.jobs import Made
@@ -26,6 +27,8 @@ NEAR = {
 }  # fmt: skip
 """Colours of a token by the parents to whom the merged model is near; each is named beside it."""
 SIGNS = {"green": "✓", "amber": "!", "red": "✕"}
+CHECKING = '<p class="hint">Checking whether it works …</p>'
+"""Beneath a new merge, until its verdict is there."""
 HEAD = """<div class="top"><h1>Merge playground</h1>
 <p>Merge two or three models, then ask all of them at once.</p></div>"""
 
@@ -56,6 +59,15 @@ def notes(found: Sequence[Note]) -> str:
 def failure(text: str) -> str:
     """An error that stays where the user is looking."""
     return f'<div class="failure" role="alert"><b>✕</b>{_code(text)}</div>'
+
+
+def verdict(found: Verdict) -> str:
+    """Whether a merge works, in a line."""
+    level = "green" if found.ok else "red"
+    sign = f'<b aria-label="{level}">{SIGNS[level]}</b>'
+    return (
+        f'<ul class="notes" role="status"><li class="{level}">{sign}{_code(found.text)}</li></ul>'
+    )
 
 
 def hint(text: str) -> str:

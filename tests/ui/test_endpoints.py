@@ -81,7 +81,17 @@ def test_merge_streams_progress_then_an_id(client: Client) -> None:
     assert all(0 <= share <= 1 for share in shares)
     assert set(progress[0]) == {"progress", "tensor", "gb_per_s", "seconds_left"}
     assert set(last) == {"merge", "recipe", "seconds", "sanity"}
+    assert last["sanity"]["ok"] is True and last["sanity"]["text"].startswith("It works")
+    assert last["sanity"]["figures"]["perplexity"]["merged"] < 2
     assert client.predict(recipe, api_name="/check")["merge"] == last["merge"]
+
+
+def test_merge_says_what_is_wrong(client: Client) -> None:
+    """A merge that went too far comes with its files' id and the likely cause."""
+    last = client.predict(TIES.replace("lambda: 1.0", "lambda: 8.0"), api_name="/merge")
+    assert last["merge"] and last["seconds"] > 0
+    assert last["sanity"]["ok"] is False and "`lambda`" in last["sanity"]["text"]
+    assert last["sanity"]["figures"]["cause"] == "step"
 
 
 def test_chat_by_id(client: Client) -> None:

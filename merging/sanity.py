@@ -1,0 +1,586 @@
+"""Whether a merged model still works: how it reads a text, what it says, whether its tokens come
+back; and if it does not, the likely cause and what to try.
+
+It knows models that a library lends it and figures of the merge; not who merged, nor who is told.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import exp, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.chat import Question, Reply, answer, context, prompt
+from merging.errors import MergeError
+from merging.figures import Sample, estimated
+from merging.library import Library, Loaded, budget
+from merging.plan import Plan
+from merging.reading import Reader
+from merging.sources import Local, Remote
+from merging.turns import Turns
+from merging.vocabulary import ROWS
+
+PROSE = (
+    "On Saturday morning the market fills the square before the church. Farmers bring apples, eggs "
+    "and fresh bread, and the fishmonger calls out his prices until everybody laughs. An old woman "
+    "sells honey from her own bees; she says that the summer was too dry for a good year. Children "
+    "run between the stalls and look for the dog that stole a sausage. At noon the clock strikes "
+    "twelve, and the first carts are already empty. Whoever comes late pays less, but has little "
+    "to choose from. By three o'clock the square is clean again, the pigeons have eaten the last "
+    "crumbs, and a few men sit in the sun and talk about the weather. Next week it will be just "
+    "the same, they say, and nobody would have it otherwise."
+)
+LINES = {
+    "What is the capital of Norway?": "Oslo.",
+    "What is the opposite of hot?": "Cold.",
+    "What colour is snow?": "White.",
+    "What is the opposite of up?": "Down.",
+}
+"""For small models that know no prose: questions, and answers of which alone they are judged."""
+PROMPTS = (
+    "What is the capital of France?",
+    "What is the opposite of black?",
+    "Tell me a short story about a dog.",
+)
+NEW = 20
+"""Tokens of each answer: enough for a loop to show, and for a short answer to end."""
+PIECE = 64
+"""Tokens whose scores are held at once: with 256,000 in the vocabulary 65 MB a model."""
+EVERY = 0.1
+"""Seconds between two signs of life."""
+
+KNOWN = 2.0
+"""Nats a byte: a parent above it knows no more of the text than which letters are common."""
+WORSE = 0.4
+"""Nats a byte beyond the better parent: half as much perplexity again. Of the embedded models the
+good merges are within 0.01, TIES with a lambda of 3 is 0.7 beyond, task arithmetic with 2 1.1."""
+LOOP = 0.5
+"""Of all three tokens in a row: SmolLM2's own answers repeat up to 0.12 of theirs."""
+MORE = 0.25
+"""Repetition beyond the parents': some of them go round in circles by themselves."""
+APART = 0.8
+"""Of the weights' length: fine-tunes are up to 0.2 away from each other, strangers 1.1 to 1.4."""
+MIXED = 0.4
+"""Of the rows' length, and twice as much as in all other weights: no training moves rows so far."""
+ENOUGH = 2048
+"""Rows that are compared at most."""
+ALIKE = 0.5
+"""Cosine of the rows of the same tokens: a merged row has at least 0.7 with one of two parents."""
+LONG = 2.0
+"""Of the longest model's step: two that have nothing in common add up to 1.4, three to 1.7."""
+AROUND = (0.7, 1.3)
+"""Of a model's length, where there is no base: an average of alike models keeps it."""
+KEPT = 0.05
+"""Of a change's energy: with less its step is a fifth as long, and hardly to be seen."""
+
+OVERFLOW = (
+    "dtype",
+    "its dtype cannot hold them: merge with `dtype: float32` and `out_dtype: bfloat16`",
+)
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What tells the causes apart, of a merge's samples.
+
+    `apart` is how far the two models lie from each other (or from the base) that lie farthest,
+    `rows` the same in the tensors with one row a token; `step` the length of the merged step as a
+    part of the longest model's, or of the weights' where there is no base (`based`); `kept` the
+    energy that the trim leaves to each model. None for what the samples do not say.
+    """
+
+    apart: float
+    rows: float
+    based: bool
+    step: float | None = None
+    kept: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Saying:
+    """What a model's answers are like: the part of them that repeats, and how many end."""
+
+    repeated: float
+    ended: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a merge works, a sentence that says why not and what to try, and the numbers."""
+
+    ok: bool
+    text: str
+    figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Parent:
+    """A model of the merge, if there is room for it; `did` is kept for the next merge of it.
+
+    It has nats a byte by text, None where its tokenizer does not know that, and what it "said".
+    """
+
+    name: str
+    loaded: Loaded | None
+    did: dict[str, Any]
+
+
+def whole(plan: Plan, samples: Mapping[str, Sample]) -> Mapping[str, Any] | None:
+    """The whole model's figures by the models' names; none where slices have different models."""
+    steps = {step.sources for step in plan.steps if step.name in samples}
+    if len(steps) != 1:
+        return None
+    (places,) = steps
+    models = [plan.sources[n].name for n in places]
+    return estimated([*samples.values()], models[: len(models) - plan.based])
+
+
+def signs(plan: Plan, samples: Mapping[str, Sample], figures: Mapping[str, Any] | None) -> Signs:
+    """The signs of a merge; `figures` are the whole model's, as `figures.estimated` has them."""
+    squares = {True: 0.0, False: 0.0}
+    alike: dict[tuple[bool, int, torch.Size], list[Sample]] = {}
+    for name, sample in samples.items():  # hundreds, and each is small: those of one shape at once
+        key = bool(ROWS.search(name)), sample.models, sample.slices.shape
+        alike.setdefault(key, []).append(sample)
+    for (rows_of_tokens, *_), found in alike.items():
+        squares[rows_of_tokens] += _apart(found, plan.based)
+    apart, rows = squares[False] ** 0.5, squares[True] ** 0.5
+    if not figures:
+        return Signs(apart, rows, plan.based)
+    longest = max(figures["norm"].values())
+    step = figures["merged"]["norm"] / longest if longest else None
+    kept = {name: share for name, share in figures["kept"].items() if share is not None}
+    return Signs(apart, rows, plan.based, step, kept)
+
+
+def _apart(samples: Sequence[Sample], based: bool) -> float:
+    """The squared distance between the two models that lie farthest from each other in a tensor, or
+    of one from the base, added up over tensors of one shape."""
+    inputs = torch.stack([each.slices[:, : each.models] for each in samples])
+    vectors = inputs.transpose(1, 2).double().flatten(2)
+    gram = vectors @ vectors.mT
+    own = gram.diagonal(dim1=1, dim2=2)
+    between = (own[:, :, None] + own[:, None] - 2 * gram).flatten(1)
+    farthest = (torch.cat([between, own], 1) if based else between).amax(1)
+    sizes = torch.tensor([each.size / max(1, vectors.shape[2]) for each in samples])
+    return float(farthest @ sizes.double())
+
+
+def judged(
+    plan: Plan, written: Local, samples: Mapping[str, Sample], device: str = "cpu"
+) -> Verdict:
+    """Judge a merge that was written, on `device`; the plan's parents must be here."""
+    library = Library(device, budget(device))
+    models = plan.sources[: len(plan.sources) - plan.based]
+    parents = [source for source in models if not isinstance(source, Remote)]
+    found = signs(plan, samples, whole(plan, samples)) if samples else None
+    with library.parent(written) as merged:
+        steps = check(library, merged, parents, found)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                verdict: Verdict = end.value
+                return verdict
+
+
+def check(
+    library: Library, merged: Loaded, sources: Sequence[Local], found: Signs | None
+) -> Generator[None, None, Verdict]:
+    """Judge a merge beside the models it was made of; yields now and then, and can be closed.
+
+    Parents for which the library has no room beside other models are left out. What they read is
+    kept there, so that the next merge of them pays for its own reading alone.
+    """
+    broken = _not_finite(merged.model)
+    if broken:
+        return _verdict(
+            f"`{broken}` holds values that are not finite", *OVERFLOW, {"finite": False}
+        )
+    with ExitStack() as stack:
+        parents = []
+        for source in sources:
+            key = f"did {source.name} {source.stamp}"
+            lent = stack.enter_context(library.beside(source))
+            parents.append(_Parent(source.name, lent, library.known.get(key) or {}))
+            library.note(key, parents[-1].did)  # what it does from now on is kept as well
+        return (yield from _judged(library, merged, parents, found))
+
+
+def _judged(
+    library: Library, merged: Loaded, parents: Sequence[_Parent], found: Signs | None
+) -> Generator[None, None, Verdict]:
+    known: dict[str, Any] = {"finite": True, **_told(found, merged.model)}
+    lent = [parent.loaded for parent in parents if parent.loaded]
+    known["without"] = [_short(p.name) for p in parents if not (p.loaded or p.did)]
+    problem = lost_token(merged, lent)
+    known["tokens"] = problem is None
+    if problem:
+        return _verdict(
+            problem, "vocabulary", "tokens and rows do not fit each other: choose "
+            "`tokenizer_source: union`, or models with their own tokenizer files", known,
+        )  # fmt: skip
+    what = yield from _reads_worse(library, merged, parents, known)
+    if what is None:
+        saying = yield from say(merged, library)
+        known |= {"repeated": saying.repeated, "ended": saying.ended, "asked": len(PROMPTS)}
+        what = yield from _says_worse(saying, parents, library)
+    if what:
+        return _verdict(what, *_cause(known, found, merged, lent), known)
+    # it may read well and yet be no merge: hardly more than its base, or than one of the models
+    if (known["apart"] or 0.0) > APART:
+        return _verdict("It has little of one of its models", *_strangers(known["apart"]), known)
+    if thin := _thin(found):
+        return _verdict(f"It has hardly anything of {_short(thin[0])}", "density", thin[1], known)
+    return _good(known)
+
+
+def _verdict(what: str, cause: str, why: str, known: Mapping[str, Any]) -> Verdict:
+    because = "perhaps because" if cause == "unknown" else "probably because"
+    return Verdict(False, f"{what}, {because} {why}.", {**known, "cause": cause})
+
+
+def _good(known: Mapping[str, Any]) -> Verdict:
+    if known["text"]:
+        own, best = known["perplexity"]["merged"], known["best"]
+        beside = f" (the better parent's {best:.2f})" if best else ""
+        reads = f"perplexity {own:.2f} a byte{beside}"
+    else:
+        reads = "the test text says nothing of models that do not know it"
+    said = f"{known['ended']} of {known['asked']} answers end, {known['repeated']:.0%} repeated"
+    alone = f"; judged without {', '.join(known['without'])}" if known["without"] else ""
+    return Verdict(
+        True, f"It works: {reads}, {said}, weights finite, special tokens come back{alone}.",
+        {**known, "cause": None},
+    )  # fmt: skip
+
+
+def _told(found: Signs | None, model: Any) -> dict[str, Any]:
+    """The signs as figures: distances as parts of the merged weights' lengths."""
+    if found is None:
+        return {"apart": None, "apart_rows": None, "step": None, "kept": None}
+    squares = {True: 0.0, False: 0.0}
+    for name, weight in model.named_parameters():
+        squares[bool(ROWS.search(name))] += float(weight.norm(dtype=torch.float32)) ** 2
+    rest, rows = squares[False] ** 0.5, squares[True] ** 0.5
+    return {
+        "apart": found.apart / rest if rest else None,
+        "apart_rows": found.rows / rows if rows else None,
+        "step": found.step,
+        "kept": dict(found.kept) if found.kept else None,
+    }
+
+
+def _not_finite(model: Any) -> str | None:
+    """The name of a weight with a NaN or an infinite value."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel():
+            low, high = weight.aminmax()  # NaN where there is one; nothing is allocated
+            if not (low.isfinite() and high.isfinite()):
+                return str(name)
+    return None
+
+
+def lost_token(merged: Loaded, parents: Sequence[Loaded]) -> str | None:
+    """What is wrong with the vocabulary: tokens that worked in a parent must work in the merge."""
+    rows = merged.model.get_input_embeddings().weight.shape[0]
+    ids = _ids(merged.tokenizer, PROSE)
+    if max(ids, default=0) >= rows:
+        return f"Token {max(ids)} of the test text has no row among {rows:,}"
+    vocabulary = merged.tokenizer.get_vocab()
+    for parent in parents or [merged]:
+        there = parent.model.get_input_embeddings().weight.shape[0]
+        if _comes_back(parent.tokenizer) and not _comes_back(merged.tokenizer):
+            return "Text does not come back out of its tokens, as it does in a parent"
+        for token in _special(parent.tokenizer):
+            own = _ids(parent.tokenizer, token)
+            if token not in vocabulary or len(own) != 1 or own[0] >= there:
+                continue
+            got = _ids(merged.tokenizer, token)
+            if len(got) != 1 or got[0] >= rows:
+                return f"The token `{token}` of a parent has no row of its own among {rows:,}"
+            if merged.tokenizer.decode(got).strip() != parent.tokenizer.decode(own).strip():
+                return f"The token `{token}` of a parent comes back as another"
+    return None
+
+
+def _special(tokenizer: Any) -> list[str]:
+    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return [*dict.fromkeys([*tokenizer.all_special_tokens, *added])]
+
+
+def _comes_back(tokenizer: Any) -> bool:
+    return bool(tokenizer.decode(_ids(tokenizer, PROSE)).strip() == PROSE)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def read(
+    models: Sequence[Loaded], kind: str, turns: Turns
+) -> Generator[None, None, list[float | None]]:
+    """Have models read a text once, all at the same time: nats a byte of each, None where its
+    tokenizer does not know the text."""
+    found = [_Read.of(loaded, kind) for loaded in models]
+    todo = [each for each in found if each.size]
+    with turns.going([each.go for each in todo]) as gone:
+        while any(each.going and not each.error for each in todo):
+            gone.wait(EVERY)
+            gone.clear()
+            yield
+    for each in todo:
+        if each.error:
+            raise each.error
+    return [each.nats / each.size if each.size else None for each in found]
+
+
+@dataclass
+class _Read:
+    """A model on its way along a text, of which the tokens that are `judged` have `size` bytes."""
+
+    model: Any
+    ids: Tensor
+    judged: Tensor
+    size: int
+    nats: float = 0.0
+    at: int = 0
+    reader: Reader | None = None
+    error: Exception | None = None
+
+    @classmethod
+    def of(cls, loaded: Loaded, kind: str) -> "_Read":
+        ids, judged, size = passage(loaded, kind)
+        on = loaded.model.device
+        return cls(loaded.model, torch.tensor([ids], device=on), torch.tensor(judged).to(on), size)
+
+    @property
+    def going(self) -> bool:
+        return self.at < self.ids.shape[1] - 1
+
+    def go(self) -> bool:
+        """Read a piece, of which the scores are held; whether there is another."""
+        try:
+            with torch.inference_mode():
+                self._go()
+        except Exception as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
+            self.error = error
+        return self.going and not self.error
+
+    def _go(self) -> None:
+        reader = self.reader = self.reader or Reader.of(self.model)
+        stop = self.at + PIECE if reader.goes_on() else self.ids.shape[1]  # or all at once
+        piece = self.ids[:, self.at : stop]
+        wanted = self.ids[0, self.at + 1 : stop + 1]
+        scores = reader.read(piece, piece.shape[1])[0, : len(wanted)]
+        each = torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
+        self.nats += float(each[self.judged[self.at + 1 : stop + 1]].sum())
+        self.at += piece.shape[1]
+
+
+def passage(loaded: Loaded, kind: str) -> tuple[list[int], list[bool], int]:
+    """Token numbers of a text, which of them are judged, and how many bytes these are.
+
+    Of "prose" all is judged but the first token, which nothing foretells, as much as the context
+    has room for; of "lines" the answers, each to its question in the model's own format.
+    """
+    tokenizer, room = loaded.tokenizer, context(loaded.model)
+    if kind == "prose":
+        ids = list(tokenizer(PROSE)["input_ids"])[:room]
+        judged = [False, *[True] * (len(ids) - 1)]
+        size = len(tokenizer.decode(ids, skip_special_tokens=True).encode())
+    else:
+        ids, judged, size = _lines(loaded, room)
+    unknown = tokenizer.unk_token_id
+    if len(ids) < 2 or (unknown is not None and ids.count(unknown) > len(ids) / 10):
+        return ids, judged, 0
+    return ids, judged, size
+
+
+def _lines(loaded: Loaded, room: int) -> tuple[list[int], list[bool], int]:
+    ids, judged, size = list[int](), list[bool](), 0
+    for question, said in LINES.items():
+        try:
+            asked, _ = prompt("the merge", loaded, [{"role": "user", "content": question}])
+        except MergeError:  # its template refuses a plain question
+            break
+        answered = _ids(loaded.tokenizer, said)
+        if len(ids) + len(asked) + len(answered) > room:
+            break
+        ids += [*asked, *answered]
+        judged += [*[False] * len(asked), *[True] * len(answered)]
+        size += len(said.encode())
+    return ids, judged, size
+
+
+def say(loaded: Loaded, library: Library) -> Generator[None, None, Saying]:
+    """Have a model answer PROMPTS, the likeliest token each time."""
+    asked = {words: ({"role": "user", "content": words},) for words in PROMPTS}
+    last: dict[str, Reply] = {}
+    models = dict.fromkeys(asked, loaded)
+    try:
+        for reply in answer(Question(asked, NEW), models, library.pasts, library.turns):
+            last[reply.column] = reply
+            yield
+    except MergeError:  # its template refuses a plain question
+        return Saying(0.0, 0)
+    said = [_ids(loaded.tokenizer, reply.text) for reply in last.values()]
+    return Saying(repeated(said), sum(r.ended == "end of text" for r in last.values()))
+
+
+def repeated(answers: Sequence[Sequence[int]]) -> float:
+    """Of all three tokens in a row, the part that stood in the same answer before.
+
+    >>> repeated([[1, 2, 1, 2, 1, 2], [5]])
+    0.5
+    """
+    threes = [[*zip(ids, ids[1:], ids[2:], strict=False)] for ids in answers]
+    total = sum(map(len, threes))
+    return (total - sum(len(set(own)) for own in threes)) / total if total else 0.0
+
+
+def _reads_worse(
+    library: Library, merged: Loaded, parents: Sequence[_Parent], known: dict[str, Any]
+) -> Generator[None, None, str | None]:
+    """Compare on prose, or on the lines where no parent knows prose, as small models do not."""
+    known |= {"text": None, "perplexity": {}, "best": None}
+    for kind in ("prose", "lines"):
+        if _unknown(parents, kind):
+            continue
+        own = yield from _all_read(library, merged, parents, kind)
+        if own is None or _unknown(parents, kind):
+            continue
+        if not isfinite(own):
+            known["finite"] = False
+            return "Its scores are not finite"
+        read = {parent.name: parent.did.get(kind) for parent in parents}
+        others = {name: nats for name, nats in read.items() if nats is not None and isfinite(nats)}
+        if not others and own > KNOWN and kind == "prose":  # a small model may know the lines
+            continue
+        best = min(others.values(), default=None)
+        told = {_short(name): _perplexity(nats) for name, nats in others.items()}
+        known |= {"text": kind, "perplexity": {"merged": _perplexity(own), **told}}
+        known["best"] = None if best is None else _perplexity(best)
+        if own <= (KNOWN if best is None else best + WORSE):
+            return None
+        if best is None:
+            return f"It makes nothing of the test text (perplexity {_perplexity(own):,.2f} a byte)"
+        return (
+            f"It reads much worse than its better parent (perplexity {_perplexity(own):,.2f} a "
+            f"byte, the parent's {_perplexity(best):.2f})"
+        )
+    return None
+
+
+def _unknown(parents: Sequence[_Parent], kind: str) -> bool:
+    """Whether all parents that are here have read a text, and none knows it."""
+    found = [p.did.get(kind, 0.0) for p in parents if p.loaded or kind in p.did]
+    return bool(found) and all(nats is None or not nats <= KNOWN for nats in found)
+
+
+def _all_read(
+    library: Library, merged: Loaded, parents: Sequence[_Parent], kind: str
+) -> Generator[None, None, float | None]:
+    """How the merge reads; the parents that are here and have not read yet read beside it."""
+    new = [(p, p.loaded) for p in parents if p.loaded and kind not in p.did]
+    models = [merged, *(loaded for _, loaded in new)]
+    own, *others = yield from read(models, kind, library.turns)
+    for (parent, _), nats in zip(new, others, strict=True):
+        parent.did[kind] = nats
+    return own
+
+
+def _perplexity(nats: float) -> float:
+    return exp(min(nats, 50.0))
+
+
+def _says_worse(
+    own: Saying, parents: Sequence[_Parent], library: Library
+) -> Generator[None, None, str | None]:
+    """Only a merge that gives cause for it has its parents asked, until one is found no better."""
+    if own.repeated <= LOOP and own.ended:
+        return None
+    circles, endless = own.repeated > LOOP, not own.ended
+    asked = [parent for parent in parents if parent.loaded or "said" in parent.did]
+    for parent in asked:
+        if parent.loaded and "said" not in parent.did:
+            parent.did["said"] = yield from say(parent.loaded, library)
+        other: Saying = parent.did["said"]
+        circles = circles and own.repeated > other.repeated + MORE
+        endless = endless and other.ended > 1
+        if not (circles or endless):
+            return None
+    if circles and (asked or own.repeated > LOOP + MORE):
+        return f"It goes round in circles ({own.repeated:.0%} of its answers is repeated)"
+    return "None of its answers ends, as its parents' do" if endless and asked else None
+
+
+def _cause(
+    known: Mapping[str, Any], found: Signs | None, merged: Loaded, lent: Sequence[Loaded]
+) -> tuple[str, str]:
+    """The likeliest cause by the figures, why it is that one, and what to try."""
+    apart, rows, step = known["apart"], known["apart_rows"], known["step"]
+    if not known["finite"]:
+        return OVERFLOW
+    if apart and apart > APART:
+        return _strangers(apart)
+    if (rows and rows > max(MIXED, 2 * apart)) or _strange(merged, lent):
+        return "vocabulary", (
+            "the rows of the same tokens are not alike in the models, though all else is: choose "
+            "models with their own tokenizer files"
+        )
+    if step and found and found.based and step > LONG:
+        return "step", (
+            f"the step is too long ({step:.1f} times the longest model's): lower `lambda` or the "
+            "weights"
+        )
+    if step and found and not found.based and not AROUND[0] < step < AROUND[1]:
+        return "step", (
+            f"the weights do not add up to 1 (the merged model is {step:.1f} times as long as its "
+            "parents): set `normalize: true`"
+        )
+    if thin := _thin(found):
+        return "density", thin[1]
+    return "unknown", (
+        "the models differ in what no figure shows: try a smaller `lambda`, or two models at a time"
+    )
+
+
+def _strangers(apart: float) -> tuple[str, str]:
+    return "ancestors", (
+        f"the models have different ancestors (their weights differ by {apart:.0%} of their "
+        "length): choose fine-tunes of one and the same base"
+    )
+
+
+def _strange(merged: Loaded, parents: Sequence[Loaded]) -> bool:
+    """Whether the rows of the merge's tokens are like those of the same tokens in no parent."""
+    tokens, own = merged.tokenizer.get_vocab(), merged.model.get_input_embeddings().weight
+    some = [*tokens.items()][:: 1 + len(tokens) // ENOUGH]
+    cosines = []
+    for parent in parents:
+        numbers, rows = parent.tokenizer.get_vocab(), parent.model.get_input_embeddings().weight
+        pairs = [(number, numbers.get(token, len(rows))) for token, number in some]
+        known = [(ours, theirs) for ours, theirs in pairs if ours < len(own) and theirs < len(rows)]
+        if known:
+            ours, theirs = (list(each) for each in zip(*known, strict=True))
+            both = own[ours].float().flatten(), rows[theirs].float().flatten()
+            cosines.append(float(torch.cosine_similarity(*both, dim=0)))
+    return bool(cosines) and max(cosines) < ALIKE
+
+
+def _thin(found: Signs | None) -> tuple[str, str] | None:
+    """The model of which the trim leaves hardly anything, and why that is."""
+    model, share = min(((found and found.kept) or {"": 1.0}).items(), key=lambda pair: pair[1])
+    if share >= KEPT:
+        return None
+    return model, f"the trim leaves {share:.1%} of what that model changes: raise `density`"
+
+
+def _short(name: str) -> str:
+    """A model's name without the commit at which it is pinned."""
+    return name.partition("@")[0]
