@@ -85,6 +85,27 @@ def test_little_time_is_asked_for(came: dict[str, Any], log: Path) -> None:
     assert max(asked) <= 180  # 120 seconds by the factor that `spaces` multiplies with
 
 
+@pytest.mark.parametrize("workers", ["cold", "random", "warm"])
+def test_whatever_workers_do_the_job_gets_done(tmp_path: Path, workers: str) -> None:
+    """Cold or warm, and killed at any moment: a sentence says to try again, which helps; a merge
+    that a dead worker had is made again."""
+    settings = environment(tmp_path, ZERO_WORKERS=workers)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ZERO / "start.py"), str(ZERO / "rounds.py")],
+        cwd=ROOT, env=settings, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["rounds"]) == 8
+    assert all(said["assets/demo/a"] == said["merged"] == "65" for said in found["rounds"])
+    assert found["told"]
+    assert all("Try again" in told for told in found["told"])
+    if workers == "cold":
+        assert found["pids"] == 8 + len(found["told"])
+    else:
+        assert len(found["told"]) < found["pids"] < 8 + len(found["told"])
+
+
 def test_app_on_zerogpu(tmp_path: Path) -> None:
     """The app's endpoints do the main job there, each call in another process, for its own user."""
     log = tmp_path / "requests"

@@ -1,4 +1,5 @@
-"""A stand-in for ZeroGPU's device service: grants every request, by a worker that is always cold.
+"""A stand-in for ZeroGPU's device service: grants every request, by a worker that is cold, or by
+the last one if it lives, where ZERO_WORKERS says `warm`; now and then where it says `random`.
 
 Import it before `spaces`, whose own wrappers then run as on a Space. It has no GPU, and puts
 nothing in the place of the wrappers but their layer over CUDA. Requests are appended to the file
@@ -7,6 +8,7 @@ that ZERO_LOG names, one JSON a line.
 
 import json
 import os
+import random
 import sys
 import tempfile
 import threading
@@ -16,7 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-GRANT = {"idle": False, "nvidiaIndex": 0, "nvidiaUUID": "GPU-none", "allowToken": "granted"}
+GRANT = {"nvidiaIndex": 0, "nvidiaUUID": "GPU-none", "allowToken": "granted"}
+WARM = {"cold": 0.0, "random": 0.5, "warm": 1.0}
+"""How often the last worker may be used again."""
 LAYER = "spaces.zero.torch"
 """What emulates CUDA in the app's own process, and needs a build of torch that has CUDA."""
 
@@ -29,7 +33,9 @@ class Service(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         url = urlsplit(self.path)
         _note({"path": url.path, **dict(parse_qsl(url.query))})
-        body = json.dumps(GRANT if url.path == "/schedule" else {}).encode()
+        warm = WARM[os.environ.get("ZERO_WORKERS", "cold")]
+        grant = GRANT | {"idle": random.random() < warm}
+        body = json.dumps(grant if url.path == "/schedule" else {}).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
