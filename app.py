@@ -10,7 +10,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")  # the owner's is for no visitor
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads take cores from the others
 
 from merging import MergeError, hub, templates  # after the environment is set
 from merging.library import prepare  # likewise

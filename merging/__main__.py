@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from merging import costs, pushing
+from merging import costs, elsewhere, pushing
 from merging.errors import MergeError
 from merging.figures import described, products
 from merging.hub import own_login
@@ -57,12 +57,17 @@ def check(given: argparse.Namespace) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Merge into a folder, onto the Hub, or both."""
+    """Merge into a folder, onto the Hub, or both; or elsewhere, onto the Hub."""
+    if given.job:
+        _run_elsewhere(given)
+    else:
+        _run_here(given)
+
+
+def _run_here(given: argparse.Namespace) -> None:
     _check_use(given)
     decided = _plan(given)
-    for note in decided.notes:
-        if note.level != "green":
-            _print(f"{MARKS[note.level]}: {note.text}")  # stderr is for the one line of an error
+    _print_notes(decided)
     device = default_device() if given.device == "auto" else given.device
     to = given.push_to and pushing.target(
         decided, given.push_to, token=own_login(), public=given.public
@@ -98,6 +103,34 @@ def _judge(out: str, decided: Plan, samples: Samples, device: str) -> None:
         _print(f"not checked: {error}")
     else:
         _print(f"{'green' if verdict.ok else 'red'}: {verdict.text}")
+
+
+def _run_elsewhere(given: argparse.Namespace) -> None:
+    if not given.push_to:
+        raise MergeError("--job goes with --push-to: add the NAME of a repo to push the merge to.")
+    unfit = {"OUT_DIR": given.out, "--replace": given.replace, "--public": given.public,
+             "--sanity": given.sanity}  # fmt: skip
+    for word in (word for word, said in unfit.items() if said):
+        raise MergeError(
+            f"{word} does not go with --job, which pushes into a private repo: leave it out."
+        )
+    decided, token = _plan(given), own_login()
+    _print_notes(decided)
+    on = elsewhere.machine(given.job, decided, token=token, say=_print)
+    to = pushing.target(decided, given.push_to, token=token)
+    options = ["--device", given.device]
+    if given.max_shard_size:
+        options += ["--max-shard-size", str(given.max_shard_size)]
+    url = elsewhere.run(decided, to, on, options, _print)
+    if to.published:
+        _print(f"{to.id} holds this merge already.")
+    _print(url)
+
+
+def _print_notes(decided: Plan) -> None:
+    for note in decided.notes:
+        if note.level != "green":
+            _print(f"{MARKS[note.level]}: {note.text}")  # stderr is for the one line of an error
 
 
 def _push(given: argparse.Namespace, decided: Plan, to: Target, device: str) -> None:
@@ -241,6 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("out", metavar="OUT_DIR", nargs="?", help="a folder that does not exist")
     command.add_argument("--push-to", metavar="NAME", help="a repo of yours, private unless …")
     command.add_argument("--public", action="store_true", help="… it is to be for all")
+    command.add_argument("--job", metavar="FLAVOR", help="as a Hugging Face Job, such as cpu-basic")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--seed", type=int, help="in place of the recipe's random_seed")
     command.add_argument("--max-shard-size", type=_bytes, help="such as 5GB")
@@ -255,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()  # also in a pipe, a job's log is to be seen line by line
 
 
 def _say(text: str) -> None:

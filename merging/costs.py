@@ -6,14 +6,13 @@ It knows plans and this machine, and times a method on made-up numbers; it reads
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import torch
 
-from merging import hub
+from merging import elsewhere, hub
 from merging.blocks import BLOCK, NotFiniteError, Work, slices, whole
-from merging.library import chat_dtype
+from merging.library import chat_dtype, size_of
 from merging.notes import Note
 from merging.pairing import Step
 from merging.plan import Plan
@@ -34,6 +33,7 @@ class Costs:
     `missing` is to be fetched, and the cache's disk has room for `disk`. Of the `room` that models
     may take on the device, `merge_bytes` are for the merged model with its blocks under way,
     `chat_bytes` for it and all its parents. Models of `fitting` parameters each would all fit.
+    `job` is the command line by which the merge would run elsewhere, None where it could not.
     """
 
     missing: int
@@ -43,6 +43,7 @@ class Costs:
     seconds: float | None
     room: int
     fitting: int
+    job: str | None = None
 
 
 def costs(plan: Plan, *, room: int, device: str) -> Costs:
@@ -51,21 +52,21 @@ def costs(plan: Plan, *, room: int, device: str) -> Costs:
     `room` is the device's budget for models. Seconds are for parents in memory or on a disk that
     keeps up, and are measured on a CPU only.
     """
-    dtype = chat_dtype(device)
-    merged = _bytes(plan.steps, dtype)
-    parents = sum(_bytes(list(source.tensors.values()), dtype) for source in plan.sources)
+    elements = sum(step.size for step in plan.steps)
+    merged = elements * chat_dtype(device, getattr(torch, plan.config["dtype"])).itemsize
+    parents = sum(size_of(source, device) for source in plan.sources)
     threads = cores() if device == "cpu" else 1
     under_way = 4 * BLOCK * (len(plan.sources) + BUFFERS) * threads
-    elements = sum(step.size for step in plan.steps)
     each = room * elements // max(1, merged + parents)
     return Costs(
         plan.missing, hub.room(), merged + parents, merged + under_way,
         seconds(plan) if device == "cpu" else None, room, each,
+        elsewhere.offer(plan, merged + under_way),
     )  # fmt: skip
 
 
 def notes(costs: Costs) -> tuple[Note, ...]:
-    """One green line; what does not fit has a line of its own instead."""
+    """One green line; what does not fit has a line of its own instead, with the way out."""
     fine, found = [], []
     if costs.missing > costs.disk:
         found.append(Note(
@@ -92,7 +93,15 @@ def notes(costs: Costs) -> tuple[Note, ...]:
         fine.append(f"{_size(costs.chat_bytes)} of memory, {_size(costs.room)} free")
     if costs.seconds is not None:
         fine.append(f"{_duration(costs.seconds)} to merge")
-    return (*found, *([Note("green", " · ".join(fine))] if fine else []))
+    return (*_offered(found, costs.job), *([Note("green", " · ".join(fine))] if fine else []))
+
+
+def _offered(found: Sequence[Note], job: str | None) -> list[Note]:
+    """The notes, with a job as the way out behind the last that stops the merge here."""
+    stops = [note for note in found if note.level == "red"]
+    way = (" Or have it done by a Hugging Face Job, on your account and bill: download the "
+           f"recipe, then `{job}`.") if job else ""  # fmt: skip
+    return [replace(n, text=n.text + way) if n in stops[-1:] else n for n in found]
 
 
 def seconds(plan: Plan) -> float | None:
@@ -142,7 +151,7 @@ class _Trial:
         side = int(size**0.5)
         shape = (side, side) if self.plan.method.whole else (size,)
         size = torch.Size(shape).numel()
-        out = torch.empty(size, dtype=chat_dtype("cpu"))
+        out = torch.empty(size, dtype=chat_dtype("cpu", self.step.dtype))
         work = Work(self.plan.method, self.step.values, self.plan.based, size, BLOCK, shape)
 
         def read(start: int, stop: int) -> list[torch.Tensor]:
@@ -151,19 +160,6 @@ class _Trial:
         start = time.perf_counter()
         whole(work, read, out, self.step.dtype, self.pool)
         return time.perf_counter() - start
-
-
-class _Sized(Protocol):
-    """What has a type and a number of elements, as a Step or a TensorInfo."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-
-def _bytes(tensors: Sequence[_Sized], dtype: torch.dtype | None) -> int:
-    return sum(t.size * (dtype or t.dtype).itemsize for t in tensors)
 
 
 def _size(count: int) -> str:

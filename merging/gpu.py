@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import spaces
+import torch
 
 from merging import sanity, templates
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
 from merging.library import SHARE, Library, Loaded, budget, chat_dtype
 from merging.merge import Progress, Samples, default_device, merge
-from merging.nexttoken import Inspection, NextTokens, next_tokens
+from merging.nexttoken import Inspection, NextTokens, Read, next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.sanity import Verdict
@@ -55,24 +56,40 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Job:
-    """Have a merge ready, then ask. `columns` maps a column to a pinned model, or MERGED to "".
+class Merging:
+    """A merge to have ready: made, or found under its `identity`. `parents` are the recipe's."""
 
-    `parents` are the recipe's, `places` the models that are asked themselves. Without `recipe`
-    nothing is merged; without `question` nothing is asked; `inspection` looks into an answer.
-    Columns that come to be in `stops` answer no further. With `check` the merge is judged at the
-    end, once, and its verdict kept.
+    recipe: str
+    identity: str
+    parents: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Have merges ready, each in its column, then ask. `columns` maps the others to pinned models.
+
+    `places` are the models that are asked themselves. `questions` are asked one after the other;
+    `inspection` looks into an answer. Columns that come to be in `stops` answer no further.
+    With `check` each merge is judged at the end, once, and its verdict kept.
     """
 
     places: tuple[Place, ...] = ()
-    parents: tuple[Place, ...] = ()
-    recipe: str | None = None
-    identity: str = ""
+    merges: Mapping[str, Merging] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
-    question: Question | None = None
+    questions: tuple[Question, ...] = ()
     inspection: Inspection | None = None
     stops: Collection[str] = ()
     check: bool = False
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """All columns, those of merges last."""
+        return (*self.columns, *self.merges)
+
+    @property
+    def parents(self) -> tuple[Place, ...]:
+        """What the merges are made of, each once."""
+        return tuple(dict.fromkeys(p for m in self.merges.values() for p in m.parents))
 
 
 @dataclass(frozen=True)
@@ -89,13 +106,20 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """The replies that follow are to the job's question of this number, the first of which is 0."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class _Failed:
     """A MergeError on its way out of a worker, which would pass on no more than its class."""
 
     text: str
 
 
-Event = Progress | Merged | Reply | NextTokens | Verdict
+Event = Progress | Merged | Asking | Reply | Read | NextTokens | Verdict
 
 
 def place(source: Local) -> Place:
@@ -106,7 +130,7 @@ def place(source: Local) -> Place:
 def merge_job(decided: Plan) -> Job:
     """The job that carries out a plan whose parents are all on this machine."""
     parents = tuple(place(s) for s in decided.sources if not isinstance(s, Remote))
-    return Job((), parents, decided.recipe.to_yaml(), decided.identity)
+    return Job(merges={MERGED: Merging(decided.recipe.to_yaml(), decided.identity, parents)})
 
 
 def run(job: Job) -> Iterator[Event]:
@@ -138,14 +162,17 @@ def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
 
 
 def seconds(job: Job) -> int:
-    """GPU seconds to ask for: loading and merging by bytes, answering by tokens."""
-    places = {*job.places, *job.parents}
+    """GPU seconds to ask for: loading and merging by bytes, answering by tokens, looking into an
+    answer by characters, of which a token has one or more."""
+    places = [*({*job.places} - {*job.parents})]
+    places += [parent for merging in set(job.merges.values()) for parent in merging.parents]
     folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     gigabytes = sum(f.stat().st_size for f in files) / 1e9
-    tokens = job.question.max_new_tokens * len(job.columns) if job.question else 0
-    tokens += sanity.NEW * len(sanity.PROMPTS) * job.check
-    return min(120, int(5 + job.check + 3 * gigabytes + tokens / 40))
+    tokens = sum(question.max_new_tokens for question in job.questions) * len(job.answering)
+    tokens += sanity.NEW * len(sanity.PROMPTS) * len(job.merges) * job.check
+    read = job.inspection.characters() if job.inspection else 0
+    return min(120, int(5 + job.check + 3 * gigabytes + tokens / 40 + read / 2000))
 
 
 @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types
@@ -177,48 +204,60 @@ def _library() -> Library:
 
 def _work(job: Job, library: Library) -> Iterator[Event]:
     places = {p.name: p for p in job.places}
-    if job.recipe:
-        yield from _made(job, library)
-    if job.question or job.inspection:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        merged: dict[str, Loaded] = {}
+        for column, merging in job.merges.items():
+            yield from _made(merging, library)
+            # borrowed at once: the next merge, and parents that are loaded, could push it out
+            merged[column] = stack.enter_context(_merged(library, merging.identity))
+        if job.questions or job.inspection:
             lent = {
-                model: stack.enter_context(
-                    _borrow(library, places[model]) if model else _merged(library, job.identity)
-                )
-                for model in sorted(set(job.columns.values()))  # the merge first: parents that
-            }  # are loaded could push it out
-            models = {column: lent[model] for column, model in job.columns.items()}
-            if job.question:
-                yield from answer(job.question, models, library.pasts, library.turns, job.stops)
+                model: stack.enter_context(_borrow(library, places[model]))
+                for model in sorted(set(job.columns.values()))
+            }
+            models = {column: lent[model] for column, model in job.columns.items()} | merged
+            yield from _answers(job, models, library)
             if job.inspection:
-                yield next_tokens(job.inspection, models, library.pasts)
-    if job.recipe and job.check:
-        yield from _checked(job, library)
+                yield from next_tokens(job.inspection, models, library.pasts)
+        for merging in job.merges.values() if job.check else ():
+            yield from _checked(merging, library)
 
 
-def _made(job: Job, library: Library) -> Iterator[Event]:
+def _answers(job: Job, models: Mapping[str, Loaded], library: Library) -> Iterator[Event]:
+    """Ask one question after the other. Raises MergeError where nobody could answer any of them."""
+    asked, failed = [question.capped() for question in job.questions], []
+    for number, question in enumerate(asked):
+        yield Asking(number)
+        try:
+            yield from answer(question, models, library.pasts, library.turns, job.stops)
+        except MergeError as error:  # of which every column's reply has told
+            failed.append(error)
+    if failed and len(failed) == len(asked):
+        raise failed[0]
+
+
+def _made(merging: Merging, library: Library) -> Iterator[Event]:
     """Find the merge, or make it in turn: each takes all cores, and the next may be the same."""
     while not library.merging.acquire(timeout=EVERY):
         yield Progress("another merge", 0, 1, 0.0, 0.0, 0.0, "wait")
     try:
-        if library.has(job.identity):
-            yield Merged(job.identity, 0.0, {})
+        if library.has(merging.identity):
+            yield Merged(merging.identity, 0.0, {})
         else:
-            yield from _merge(job, library)
+            yield from _merge(merging, library)
     finally:
         library.merging.release()
 
 
-def _merge(job: Job, library: Library) -> Iterator[Event]:
+def _merge(merging: Merging, library: Library) -> Iterator[Event]:
     """Merge into the live model; what is chatting meanwhile stays as it is."""
     start = time.monotonic()
-    sources = {p.name: p.open() for p in job.parents}
-    decided = plan(Recipe.from_yaml(job.recipe or ""), sources)
-    dtype = chat_dtype(library.device)
-    elements = sum(step.size for step in decided.steps)
-    library.make_room(elements * dtype.itemsize if dtype else decided.size)
+    sources = {p.name: p.open() for p in merging.parents}
+    decided = plan(Recipe.from_yaml(merging.recipe), sources)
+    dtype = chat_dtype(library.device, getattr(torch, decided.config["dtype"]))
+    library.make_room(dtype.itemsize * sum(step.size for step in decided.steps))
     live = Live(device=library.device, dtype=dtype, like=library.like)
-    parents = " ".join(f"{p.name} {p.stamp}" for p in job.parents)
+    parents = " ".join(f"{p.name} {p.stamp}" for p in merging.parents)
     parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
     tally: Mapping[str, int] = {}
     shown = 0.0
@@ -229,22 +268,22 @@ def _merge(job: Job, library: Library) -> Iterator[Event]:
         if time.monotonic() - shown > EVERY:
             shown = time.monotonic()
             yield progress
-    library.publish(job.identity, Loaded.of(live.model, live.tokenizer, live.mould))
+    library.publish(merging.identity, Loaded.of(live.model, live.tokenizer, live.mould))
     figures = sanity.whole(decided, samples)
-    library.note(f"signs {job.identity}", sanity.signs(decided, samples, figures))
-    yield Merged(job.identity, time.monotonic() - start, tally, figures)
+    library.note(f"signs {merging.identity}", sanity.signs(decided, samples, figures))
+    yield Merged(merging.identity, time.monotonic() - start, tally, figures)
 
 
-def _checked(job: Job, library: Library) -> Iterator[Event]:
+def _checked(merging: Merging, library: Library) -> Iterator[Event]:
     """A verdict on the merge; none where the check itself fails, which is no fault of the merge."""
-    known = f"verdict {job.identity}"
+    known = f"verdict {merging.identity}"
     if known not in library.known:
-        models = Recipe.from_yaml(job.recipe or "").listed()
-        found = library.known.get(f"signs {job.identity}")
+        models = Recipe.from_yaml(merging.recipe).listed()
+        found = library.known.get(f"signs {merging.identity}")
         start, shown = time.monotonic(), 0.0
         try:
-            sources = [p.open() for p in job.parents if p.name in models]
-            with _merged(library, job.identity) as merged:
+            sources = [p.open() for p in merging.parents if p.name in models]
+            with _merged(library, merging.identity) as merged:
                 steps = sanity.check(library, merged, sources, found)
                 while True:
                     next(steps)

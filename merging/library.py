@@ -21,7 +21,7 @@ from merging.companions import copy_companions
 from merging.errors import MergeError
 from merging.merge import Numbers
 from merging.reading import Pasts
-from merging.sources import Local
+from merging.sources import Local, Source
 from merging.threads import cores
 from merging.turns import Turns
 
@@ -66,9 +66,13 @@ def prepare() -> None:
     )
 
 
-def chat_dtype(device: str) -> torch.dtype | None:
-    """Float32 on a CPU, where bf16 prompts are several times slower; else the checkpoint's own."""
-    return torch.float32 if device == "cpu" else None
+def chat_dtype(device: str, own: torch.dtype) -> torch.dtype:
+    """What weights of a checkpoint's `own` type are kept in.
+
+    On a CPU bf16 stays too: it says as many tokens a second as float32, in half the memory (see
+    `reading.Upcast` for prompts). Float16 has too small a range for layers that sum in it there.
+    """
+    return own if device != "cpu" or own is torch.bfloat16 else torch.float32
 
 
 def load_parent(source: Local, device: str) -> Loaded:
@@ -78,7 +82,7 @@ def load_parent(source: Local, device: str) -> Loaded:
     """
     from transformers import AutoTokenizer
 
-    dtype = chat_dtype(device) or _own_dtype(source)
+    dtype = chat_dtype(device, own_dtype(source))
     try:
         with tempfile.TemporaryDirectory() as folder:
             copy_companions(source, Path(folder))
@@ -95,11 +99,18 @@ def load_parent(source: Local, device: str) -> Loaded:
 
 
 def _read(source: Local, name: str, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """A copy: what is read may be the file itself, which others may change or cut."""
     values = source.read(name)
-    return values.to(device, dtype if values.is_floating_point() else None)
+    return values.to(device, dtype if values.is_floating_point() else None, copy=True)
 
 
-def _own_dtype(source: Local) -> torch.dtype:
+def size_of(source: Source, device: str) -> int:
+    """Bytes that a parent's weights take once they are loaded."""
+    dtype = chat_dtype(device, own_dtype(source))
+    return dtype.itemsize * sum(info.size for info in source.tensors.values())
+
+
+def own_dtype(source: Source) -> torch.dtype:
     """What the config says, as for transformers, else the type of the first weight."""
     named = getattr(torch, str(source.config.get("dtype") or source.config.get("torch_dtype")), "")
     first = (i.dtype for i in source.tensors.values() if i.dtype.is_floating_point)
@@ -161,13 +172,15 @@ class Library:
     def parent(self, source: Local) -> AbstractContextManager[Loaded]:
         """A parent as a model, loaded first if it is not here."""
         key = f"{source.name} {source.stamp}"
-        return self.borrow(key, self._size(source), partial(load_parent, source, self.device))
+        return self.borrow(
+            key, size_of(source, self.device), partial(load_parent, source, self.device)
+        )
 
     @contextmanager
     def beside(self, source: Local) -> Iterator[Loaded | None]:
         """A parent that is here, or fits without another model leaving for it; None if neither."""
         with self.lock:
-            fits = self._used() + self._size(source) <= self.budget
+            fits = self._used() + size_of(source, self.device) <= self.budget
             here = fits or self.has(f"{source.name} {source.stamp}")
         if not here:
             yield None
@@ -212,12 +225,9 @@ class Library:
             if self._used() + size > self.budget:
                 raise MergeError(
                     f"This needs {size / 1e9:.1f} GB more memory, and {self._used() / 1e9:.1f} of "
-                    f"the {self.budget / 1e9:.1f} GB for models are in use: choose smaller models."
+                    f"the {self.budget / 1e9:.1f} GB for models are in use: choose smaller "
+                    "models, or fewer at once."
                 )
-
-    def _size(self, source: Local) -> int:
-        dtype = chat_dtype(self.device)
-        return sum(i.size * (dtype or i.dtype).itemsize for i in source.tensors.values())
 
     def _used(self) -> int:
         return sum(loaded.size for loaded in self.shelf.values())

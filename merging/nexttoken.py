@@ -3,7 +3,7 @@
 It knows models and tokenizers that somebody lends it; not who asks, nor how its numbers are shown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -45,6 +45,13 @@ class Inspection:
         if not isinstance(self.position, int) or self.position < 0:
             raise MergeError(f"Position {self.position} is none in an answer: choose 0 or above.")
 
+    def characters(self) -> int:
+        """Of all that is read, column by column."""
+        return sum(
+            len(self.answer) + sum(len(message["content"]) for message in talk)
+            for talk in self.conversations.values()
+        )
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -85,14 +92,24 @@ class NextTokens:
     failed: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Read:
+    """A column's model has read `tokens` of the `of` that it has to."""
+
+    column: str
+    tokens: int
+    of: int
+
+
 @torch.inference_mode()
 def next_tokens(
     asked: Inspection, models: Mapping[str, Loaded], pasts: Pasts | None = None
-) -> NextTokens:
-    """Have every model read the answer once, after its own prompt. Raises MergeError if the one
-    that answered cannot.
+) -> Iterator[Read | NextTokens]:
+    """Have every model read the answer once, after its own prompt; what was seen comes last.
 
     Each reads the text in its own tokens. What `pasts` knows of the prompts is not read again.
+    Closing it stops after the piece that is read. Raises MergeError if the one that answered
+    cannot read.
     """
     asked.check()
     pasts = pasts or Pasts(0)
@@ -108,22 +125,27 @@ def next_tokens(
             failed[name] = str(error)
         else:
             others[name] = _Paired(own, track, _places(own, track), position)
-    choices = {asked.column: _along(own, list(others.values()), position)}
-    choices |= {n: other.choices or _apart(other, asked, pasts) for n, other in others.items()}
+    choices = {asked.column: (yield from _along(own, list(others.values()), position))}
+    for name, other in others.items():
+        choices[name] = other.choices or (yield from _apart(other, asked, pasts))
     distances = {n: tuple(other.distances[: len(own.answer)]) for n, other in others.items()}
     tokens = tuple(asked.answer[a:b] for a, b in pairwise(own.starts))
-    return NextTokens(asked.column, position, tokens, choices, distances, failed)
+    yield NextTokens(asked.column, position, tokens, choices, distances, failed)
 
 
-def _along(own: "_Track", others: Sequence["_Paired"], position: int) -> tuple[Choice, ...]:
+def _along(
+    own: "_Track", others: Sequence["_Paired"], position: int
+) -> Generator[Read, None, tuple[Choice, ...]]:
     """Read the answer piece by piece, compare; what the model that answered had to choose from."""
     found: tuple[Choice, ...] = ()
     for first in range(0, len(own.starts), PIECE):
         scores = own.rows(min(PIECE, len(own.starts) - first))
         if first <= position < own.at:
             found = own.choices(scores[position - first])
+        yield own.so_far()
         for other in others:
             other.compare(first, scores)
+            yield other.track.so_far()
     return found
 
 
@@ -156,6 +178,9 @@ class _Track:
         count = min(room, MAX_NEW_TOKENS, len(answer))
         reader = pasts.reader(loaded.model, ids)
         return cls(name, loaded, ids, answer[:count], starts[: count + 1], reader)
+
+    def so_far(self) -> Read:
+        return Read(self.name, self.at, len(self.starts))
 
     def rows(self, count: int) -> Tensor:
         """The scores of what may come at the next `count` places."""
@@ -266,7 +291,9 @@ def _places(own: _Track, other: _Track) -> list[int | None]:
     ]
 
 
-def _apart(other: _Paired, asked: Inspection, pasts: Pasts) -> tuple[Choice, ...]:
+def _apart(
+    other: _Paired, asked: Inspection, pasts: Pasts
+) -> Generator[Read, None, tuple[Choice, ...]]:
     """The choices after the text up to the position, where none of the other's tokens begins; none
     where its context ends before."""
     text = asked.answer[: other.own.starts[other.position]]
@@ -275,4 +302,5 @@ def _apart(other: _Paired, asked: Inspection, pasts: Pasts) -> tuple[Choice, ...
         return ()
     for _ in range(0, len(track.starts) - 1, PIECE):
         track.rows(min(PIECE, len(track.starts) - 1 - track.at))
+        yield track.so_far()
     return track.choices(track.rows(1)[-1])

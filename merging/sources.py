@@ -270,7 +270,8 @@ def _open(ref: ModelRef, folders: bool, token: hub.Token) -> Checkpoint | Remote
     """A model, or an adapter's own part."""
     name = str(ref)
     if ref.path in RESERVED:
-        return open_folder(APP / ref.path, name, license="apache-2.0")  # as this repository
+        own = APP / ref.path  # the same on every machine, licensed as this repository
+        return open_folder(own, name, stamp=_digest(own), license="apache-2.0")
     if folders and (folder := _folder(ref.path)):
         return open_folder(folder, name)
     if ref.path.startswith(("/", ".", "~", "\\")) or ref.path.count("/") > 1:
@@ -397,6 +398,12 @@ def _license(folder: Path) -> str | None:
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     found = re.search(r"^license: *([\w.+-]{1,64}) *$", front[1], re.MULTILINE) if front else None
     return found[1] if found else None
+
+
+def _digest(folder: Path) -> str:
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    facts = [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _stamp(folder: Path) -> str:

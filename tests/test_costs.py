@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merging import costs, merge, plan
+from merging import costs, elsewhere, merge, plan
 from merging import hub as ours
 from merging.costs import Costs
 from merging.sinks import Live
@@ -30,10 +30,14 @@ def test_bytes(pico: Pico, hub: LocalHub) -> None:
     found = plan(recipe("ties", ["org/a", pico["b"]], base_model=pico["base"]))
     elements = [sum(t.numel() for t in loaded(pico[n]).values()) for n in ("a", "b", "base")]
     merged = sum(step.size for step in found.steps)
+    half = plan(replace(found.recipe, out_dtype="float16"))
     for device, width in (("cpu", 4), ("cuda", 2)):
-        spent = costs.costs(found, room=10**9, device=device)
-        assert spent.chat_bytes == width * (sum(elements) + merged)
+        spent = costs.costs(half, room=10**9, device=device)
+        assert spent.chat_bytes == 2 * sum(elements) + width * merged
         assert width * merged < spent.merge_bytes
+    for device in ("cpu", "cuda"):
+        spent = costs.costs(found, room=10**9, device=device)
+        assert spent.chat_bytes == 2 * (sum(elements) + merged)
         assert spent.fitting * spent.chat_bytes == pytest.approx(10**9 * merged, rel=1e-3)
         assert spent.missing == (pico["a"] / WEIGHTS).stat().st_size
         assert (spent.seconds is None) == (device == "cuda")
@@ -74,6 +78,49 @@ def test_memory_that_is_too_small() -> None:
     (level, text), *_ = words(replace(spent, room=8 * 10**9))
     assert level == "red"
     assert "Merging takes 14.0 GB here, and 8.0 GB" in text and "python -m merging run" in text
+
+
+def test_where_it_would_fit() -> None:
+    """The command of a job, once, where something keeps the merge from this machine; not else."""
+    spent = replace(PLENTY, job="python -m merging run recipe.yaml --job cpu-xl --push-to my-merge")
+    assert not [text for _, text in words(spent) if "--job" in text]
+    assert not [text for _, text in words(replace(spent, chat_bytes=10**12)) if "--job" in text]
+    small = [replace(spent, missing=10**13), replace(spent, merge_bytes=10**12)]
+    both = [replace(small[0], merge_bytes=10**12), replace(small[0], chat_bytes=10**12)]
+    for found in (*small, *both):
+        offered = [(level, text) for level, text in words(found) if "--job" in text]
+        ((level, text),) = offered
+        assert level == "red" and text.endswith(f"download the recipe, then `{spent.job}`.")
+    assert not [text for _, text in words(replace(small[0], job=None)) if "--job" in text]
+
+
+def test_the_smallest_hardware_that_fits(pico: Pico, hub: LocalHub) -> None:
+    """By memory and by disk; none for more than there is, or for folders of this machine."""
+    for name in ("base", "a"):
+        hub.add(f"org/{name}", pico[name])
+    found = plan(recipe("linear", ["org/a", "org/base"]))
+    assert costs.costs(found, room=10**9, device="cpu").job == (
+        "python -m merging run recipe.yaml --job cpu-basic --push-to my-merge"
+    )
+    chosen = {size: elsewhere.offer(found, size * 10**9) or "" for size in (16, 17, 33, 125, 257)}
+    names = [text.split()[6] if text else None for text in chosen.values()]
+    assert names == ["cpu-basic", "cpu-upgrade", "cpu-xl", "cpu-performance", None]
+    source = found.sources[0]
+    info = replace(source.tensors["model.norm.weight"], shape=(20 * 10**9,))
+    large = replace(source, tensors={**source.tensors, "model.norm.weight": info})
+    wide = replace(found, sources=(large, found.sources[1]))  # 40 GB in bfloat16
+    assert "--job cpu-xl " in (elsewhere.offer(wide, 10**9) or "")
+    mixed = plan(recipe("linear", ["org/a", pico["base"]]))
+    assert costs.costs(mixed, room=10**9, device="cpu").job is None
+
+
+def test_a_job_has_time_enough(pico: Pico) -> None:
+    """Half an hour, and a second for each 5 MB of parents and merged model, in whole minutes."""
+    found = plan(recipe("linear", [pico["a"], pico["base"]]))
+    assert elsewhere.seconds(found) == 31 * 60
+    steps = [replace(step, shape=(10**9,)) for step in found.steps[:1]]
+    grown = replace(found, steps=tuple(steps))
+    assert elsewhere.seconds(grown) == 37 * 60  # 2 GB in bfloat16: 400 s
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from merging.errors import MergeError
 from merging.merge import Progress
 from merging.nexttoken import Inspection, NextTokens
 from merging.plan import Plan
+from merging.sources import open_source
 from tests.conftest import changed
 from tests.ui.models import DEMO, TIES, WEIGHTS
 
@@ -40,7 +42,19 @@ def asking(merge: Plan, words: str = SUM) -> gpu.Job:
     columns = {name: name for name in ("assets/demo/a", "assets/demo/b")}
     messages = ({"role": "user", "content": words},)
     question = Question(dict.fromkeys((*columns, gpu.MERGED), messages), 8)
-    return replace(job, places=job.parents, columns={**columns, gpu.MERGED: ""}, question=question)
+    return replace(job, places=job.parents, columns=columns, questions=(question,))
+
+
+def identity(job: gpu.Job) -> str:
+    return job.merges[gpu.MERGED].identity
+
+
+def beside(*values: float) -> gpu.Job:
+    """A question to two merges of the same models with other values, and to nobody else."""
+    texts = {f"at {x}": TIES.replace("lambda: 1.0", f"lambda: {x}") for x in values}
+    merges = {n: gpu.merge_job(decided(text)).merges[gpu.MERGED] for n, text in texts.items()}
+    question = Question(dict.fromkeys(merges, ({"role": "user", "content": SUM},)), 8)
+    return gpu.Job(merges=merges, questions=(question,))
 
 
 def answers(job: gpu.Job) -> dict[str, str]:
@@ -53,9 +67,10 @@ def test_merges_then_answers() -> None:
     kinds = [type(event) for event in events]
     ready = kinds.index(gpu.Merged)
     assert set(kinds[:ready]) == {Progress}
-    assert set(kinds[ready + 1 :]) == {Reply}
+    assert kinds[ready + 1] == gpu.Asking
+    assert set(kinds[ready + 2 :]) == {Reply}
     assert events[ready].seconds > 0
-    last = {event.column: event.text for event in events[ready + 1 :]}
+    last = {event.column: event.text for event in events[ready + 2 :]}
     assert last["assets/demo/a"] == last["merged"] == "65"
 
 
@@ -65,7 +80,7 @@ def test_found_the_second_time() -> None:
     first = answers(job)
     events = list(gpu.run(job))
     assert not any(isinstance(event, Progress) for event in events)
-    assert events[0] == gpu.Merged(job.identity, 0.0, {})
+    assert events[0] == gpu.Merged(identity(job), 0.0, {})
     assert answers(job) == first
 
 
@@ -82,8 +97,46 @@ def test_parents_alone() -> None:
     """Without a recipe nothing is merged, and the models that are named answer."""
     whole = asking(decided())
     question = Question({"a": ({"role": "user", "content": SUM},)}, 8)
-    job = gpu.Job(whole.places, columns={"a": "assets/demo/a"}, question=question)
+    job = gpu.Job(whole.places, columns={"a": "assets/demo/a"}, questions=(question,))
     assert answers(job) == {"a": "65"}
+
+
+def test_several_questions_one_after_the_other() -> None:
+    """A job's questions are asked in turn, each by itself: as if each were its own job."""
+    sums = {"What is 38 + 27?": "65", "What is 21 + 34?": "55", "What is 46 + 18?": "64"}
+    job = asking(decided())
+    job = replace(
+        job, questions=tuple(q for words in sums for q in asking(decided(), words).questions)
+    )
+    said: dict[int, dict[str, str]] = {}
+    for event in gpu.run(job):
+        if isinstance(event, gpu.Asking):
+            assert event.number == len(said)
+            said[event.number] = {}
+        elif isinstance(event, Reply):
+            said[max(said)][event.column] = event.text
+    assert [texts["assets/demo/a"] for texts in said.values()] == list(sums.values())
+    for words, texts in zip(sums, said.values(), strict=True):
+        assert texts == answers(asking(decided(), words))
+
+
+def test_a_question_that_nobody_can_answer_ends_no_other(tmp_path: Path) -> None:
+    """Where a template refuses one question, its replies say so and the next are answered; where
+    it refuses all of them, so does the job.
+    """
+    template = "{% if 'no' in messages[-1].content %}{{ raise_exception('never') }}{% endif %}"
+    template += (DEMO / "a" / "chat_template.jinja").read_text()
+    folder = shutil.copytree(DEMO / "a", tmp_path / "a")
+    (folder / "chat_template.jinja").write_text(template)
+    place = gpu.place(open_source(str(folder)))
+    asked = [Question({"a": ({"role": "user", "content": text},)}, 8) for text in ("no", SUM)]
+    job = gpu.Job((place,), columns={"a": place.name}, questions=tuple(asked))
+    *_, refused, second, answered = (e for e in gpu.run(job) if not isinstance(e, Reply) or e.ended)
+    assert isinstance(refused, Reply) and refused.failed and "never" in (refused.ended or "")
+    assert second == gpu.Asking(1)
+    assert isinstance(answered, Reply) and answered.text == "65"
+    with pytest.raises(MergeError, match="never"):
+        list(gpu.run(replace(job, questions=(asked[0], asked[0]))))
 
 
 def test_a_follow_up_reads_on() -> None:
@@ -99,14 +152,13 @@ def test_a_follow_up_reads_on() -> None:
 def test_looks_into_an_answer() -> None:
     """A job without a question has the models read an answer, in one event; the recipe decides."""
     job = asking(decided())
-    assert job.question is not None
-    looking = Inspection(job.question.conversations, answers(job)[gpu.MERGED], gpu.MERGED)
+    looking = Inspection(job.questions[0].conversations, answers(job)[gpu.MERGED], gpu.MERGED)
     gpu._library.cache_clear()  # as on ZeroGPU, where nothing may be left
-    *_, seen = gpu.run(replace(job, question=None, inspection=looking))
+    *_, seen = gpu.run(replace(job, questions=(), inspection=looking))
     assert isinstance(seen, NextTokens)
-    assert seen.choices.keys() == job.columns.keys()
+    assert seen.choices.keys() == {*job.answering}
     assert seen.choices[gpu.MERGED][0].text == seen.tokens[0]
-    assert seen.distances.keys() == job.columns.keys() - {gpu.MERGED}
+    assert seen.distances.keys() == job.columns.keys()
     assert pickle.loads(pickle.dumps(seen)) == seen
 
 
@@ -141,7 +193,7 @@ def test_stopped_merge_publishes_nothing() -> None:
     running = gpu.run(job)
     next(running)
     running.close()  # type: ignore[attr-defined]  # it is a generator
-    assert not gpu._library().has(job.identity)
+    assert not gpu._library().has(identity(job))
     assert any(isinstance(event, gpu.Merged) for event in gpu.run(job))
 
 
@@ -166,9 +218,62 @@ def test_other_values_other_merge() -> None:
     assert answers(one) == first
 
 
+def test_two_merges_answer_in_one_job() -> None:
+    """Both are ready before anyone is asked, are asked together, and say what each says alone."""
+    alone = [answers(beside(x))[f"at {x}"] for x in (1.0, 0.0)]
+    gpu._library.cache_clear()
+    both = list(gpu.run(beside(1.0, 0.0)))
+    ready = [n for n, event in enumerate(both) if isinstance(event, gpu.Merged)]
+    said = [event for event in both[ready[-1] + 1 :] if isinstance(event, Reply)]
+    assert len(ready) == 2 and not any(isinstance(event, Reply) for event in both[: ready[-1]])
+    ended = [n for n, reply in enumerate(said) if reply.ended]
+    assert sum(isinstance(event, gpu.Asking) for event in both) == 1
+    assert [said[n].text for n in sorted(ended, key=lambda n: said[n].column)] == alone[::-1]
+    assert alone[0] == "65" != alone[1]
+
+
+def test_a_merge_is_not_pushed_out_by_the_next() -> None:
+    """Where only one of two merges fits, a sentence says so; the first stays, lent to nobody."""
+    first = beside(1.0)
+    told = answers(first)
+    library = gpu._library()
+    library.budget = library._used() * 3 // 2
+    with pytest.raises(MergeError, match=r"fewer at once"):
+        answers(beside(1.0, 0.0))
+    assert not any(library.lent.values())
+    assert library.has(first.merges["at 1.0"].identity) and answers(first) == told
+
+
 def test_seconds_grow_with_work() -> None:
     """What is asked of ZeroGPU is small for the demo, more for more tokens, and capped."""
     job = asking(decided())
-    assert job.question is not None
-    longer = replace(job, question=replace(job.question, max_new_tokens=1024))
+    (question,) = job.questions
+    longer = replace(job, questions=(replace(question, max_new_tokens=1024),))
     assert gpu.seconds(job) <= 10 < gpu.seconds(longer) <= 120
+    more = replace(job, questions=(replace(question, max_new_tokens=128),) * 10)
+    single = replace(more, questions=more.questions[:1])
+    assert gpu.seconds(more) - gpu.seconds(single) in (86, 87)  # nine times 128 tokens of three
+
+
+def test_seconds_count_an_inspection() -> None:
+    """Reading a long answer asks for more than reading a short one, and for each column more."""
+    job = asking(decided())
+    talks = job.questions[0].conversations
+    one = dict([*talks.items()][:1])
+    seconds = [
+        gpu.seconds(replace(job, questions=(), inspection=Inspection(talk, answer, gpu.MERGED)))
+        for talk, answer in ((talks, "65"), (one, "6" * 16_000), (talks, "6" * 16_000))
+    ]
+    assert seconds[0] <= 10
+    assert [n - seconds[0] for n in seconds] == [0, 8, 24]
+
+
+def test_seconds_count_each_merge(tmp_path: Path) -> None:
+    """A second merge of the same gigabytes adds what the first took; one that stands twice not."""
+    with (tmp_path / WEIGHTS).open("wb") as file:
+        file.truncate(5 * 10**9)
+    place = gpu.Place("a", str(tmp_path), "s")
+    one, two = (gpu.Merging("", name, (place,)) for name in ("one", "two"))
+    jobs = [gpu.Job((place,), merges) for merges in ({}, {"m": one}, {"m": one, "p": one})]
+    jobs.append(gpu.Job((place,), {"m": one, "p": two}))
+    assert [gpu.seconds(job) for job in jobs] == [20, 20, 20, 35]

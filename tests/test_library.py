@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from merging.errors import MergeError
-from merging.library import FINDINGS, Library, Loaded, budget, chat_dtype
+from merging.library import FINDINGS, Library, Loaded, budget, chat_dtype, load_parent, size_of
 from merging.sources import open_folder
+from tests.conftest import WEIGHTS
 
 MEGABYTE = 10**6
 
@@ -163,16 +165,30 @@ def test_budget_is_below_what_is_free() -> None:
     assert 0 < budget("cpu") < total
 
 
-def test_models_chat_in_float32_on_a_cpu() -> None:
-    """bf16 is slow on a CPU, and a GPU keeps what the checkpoint has."""
-    assert chat_dtype("cpu") is torch.float32
-    assert chat_dtype("cuda") is None
+def test_what_models_chat_in() -> None:
+    """A GPU keeps what the checkpoint has, a CPU bf16 alone."""
+    for own in (torch.bfloat16, torch.float16, torch.float32):
+        assert chat_dtype("cuda", own) is own
+        assert chat_dtype("cpu", own) is (torch.float32 if own is torch.float16 else own)
+
+
+def test_a_loaded_parent_has_left_its_file(pico: dict[str, Path], tmp_path: Path) -> None:
+    """Files that are overwritten or cut while a model chats do not touch it."""
+    folder = Path(shutil.copytree(pico["a"], tmp_path / "a"))
+    loaded = load_parent(open_folder(folder, "a", "stamp"), "cpu")
+    before = [weight.clone() for weight in loaded.model.parameters()]
+    with (folder / WEIGHTS).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        file.write(bytes(size))
+    assert loaded.model.dtype is torch.bfloat16
+    assert all(map(torch.equal, before, loaded.model.parameters()))
 
 
 def test_beside_others_nothing_leaves(pico: dict[str, Path]) -> None:
     """A parent is lent where it is here or fits as things are; else nobody makes room for it."""
     a, b = (open_folder(pico[name], name) for name in "ac")
-    size = sum(info.size * 4 for info in a.tensors.values())
+    size = size_of(a, "cpu")
     library = Library("cpu", MEGABYTE + size * 3 // 2)
     take(library, "other")
     with library.beside(a) as first, library.beside(b) as second:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from merging import nexttoken
 from merging.chat import _prompt
 from merging.errors import MergeError
 from merging.library import Loaded, load_parent
-from merging.nexttoken import Distance, Inspection, NextTokens, next_tokens
+from merging.nexttoken import Distance, Inspection, NextTokens, Read, next_tokens
 from merging.reading import Pasts, Reader
 from merging.sources import open_folder
 from tests.conftest import EXTRA, WEIGHTS, WORDS, changed
@@ -36,20 +37,28 @@ def load(folder: Path) -> Loaded:
 
 @pytest.fixture(scope="module")
 def loaded(pico: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
-    """`a`, `c`, and `b` with two more tokens, which it likes now and then."""
+    """`a`, `c`, and `b` with two more tokens, which it likes now and then, in float32."""
     heads = load_file(pico["b"] / WEIGHTS)["lm_head.weight"].clone()
     heads[len(WORDS) :] *= 2.5
     fond = changed(pico["b"], tmp_path_factory.mktemp("b") / "b", tensors={"lm_head.weight": heads})
-    return {"a": load(pico["a"]), "b": load(fond), "c": load(pico["c"])}
+    folders = {"a": pico["a"], "b": fond, "c": pico["c"]}
+    found = {name: load(folder) for name, folder in folders.items()}
+    return {name: replace(each, model=each.model.float()) for name, each in found.items()}
 
 
 def look(
     asked: Mapping[str, Loaded], answer: str = ANSWER, position: int = 0, column: str = "a",
     pasts: Pasts | None = None, said: Spoken = ASKED,
 ) -> NextTokens:  # fmt: skip
-    return next_tokens(
-        Inspection(dict.fromkeys(asked, said), answer, column, position), asked, pasts
-    )
+    inspection = Inspection(dict.fromkeys(asked, said), answer, column, position)
+    return last(next_tokens(inspection, asked, pasts))
+
+
+def last(events: Iterator[Read | NextTokens]) -> NextTokens:
+    """What was seen, after all signs of progress."""
+    *_, seen = events
+    assert isinstance(seen, NextTokens)
+    return seen
 
 
 @torch.inference_mode()
@@ -231,6 +240,29 @@ def test_what_was_read_is_not_read_again(loaded: dict[str, Loaded]) -> None:
             assert one.nats == pytest.approx(other.nats, abs=1e-4)
 
 
+def test_it_can_be_stopped_between_pieces(
+    loaded: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each model says how far it has read, piece by piece; closed, none of them reads on."""
+    monkeypatch.setattr(nexttoken, "PIECE", 4)
+    asked = Inspection(dict.fromkeys(loaded, ASKED), ANSWER, "a", 0)
+    *steps, _ = next_tokens(asked, loaded)
+    places = len(ANSWER.split()) + 1
+    assert steps == [Read(name, n, places) for n in (4, 8, places) for name in ("a", "b", "c")]
+    calls: list[str] = []
+    hooks = [
+        model.model.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+        for name, model in loaded.items()
+    ]
+    running = next_tokens(asked, loaded)
+    assert [next(running) for _ in range(4)] == steps[:4]
+    running.close()  # type: ignore[attr-defined]  # it is a generator
+    for hook in hooks:
+        hook.remove()
+    assert calls == ["a", "b", "c", "a"]
+    assert not torch.is_inference_mode_enabled()
+
+
 def test_an_answer_is_cut_at_the_context(loaded: dict[str, Loaded]) -> None:
     """Of an answer that is longer than the model reads, what it reads is seen."""
     seen = look(loaded, "w5 " * 80, position=10**6)
@@ -242,12 +274,12 @@ def test_one_that_cannot_read_is_named(loaded: dict[str, Loaded]) -> None:
     """A column whose question is too long is left out with a sentence; others are seen."""
     long = ({"role": "user", "content": "w1 " * 80},)
     asked = Inspection({"a": ASKED, "b": long, "c": ASKED}, ANSWER, "a")
-    seen = next_tokens(asked, loaded)
+    seen = last(next_tokens(asked, loaded))
     assert seen.distances.keys() == {"c"}
     assert seen.choices.keys() == {"a", "c"}
     assert "64: shorten it" in seen.failed["b"]
     with pytest.raises(MergeError, match="shorten"):
-        next_tokens(Inspection({"a": long}, ANSWER, "a"), {"a": loaded["a"]})
+        list(next_tokens(Inspection({"a": long}, ANSWER, "a"), {"a": loaded["a"]}))
 
 
 @pytest.mark.parametrize(
@@ -260,13 +292,13 @@ def test_what_cannot_be_looked_into(
     """An answer that is no text and a position that is none are refused in a sentence."""
     given: dict[str, Any] = {"answer": ANSWER, "position": 0} | change
     with pytest.raises(MergeError, match=why):
-        next_tokens(Inspection(dict.fromkeys(loaded, ASKED), column="a", **given), loaded)
+        list(next_tokens(Inspection(dict.fromkeys(loaded, ASKED), column="a", **given), loaded))
 
 
 def test_it_pickles(loaded: dict[str, Loaded]) -> None:
     """What is asked and what is seen cross into a worker and back."""
     asked = Inspection(dict.fromkeys(loaded, ASKED), ANSWER, "a", 1)
     assert pickle.loads(pickle.dumps(asked)) == asked
-    seen = next_tokens(asked, loaded)
+    seen = last(next_tokens(asked, loaded))
     assert pickle.loads(pickle.dumps(seen)) == seen
     assert all(name in loaded["b"].tokenizer.get_vocab() for name in EXTRA)

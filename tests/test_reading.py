@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from merging import reading
 from merging.chat import Question, Reply, _prompt, answer
 from merging.library import READ, Library, Loaded
 from merging.reading import Pasts, Reader
@@ -70,6 +72,40 @@ def plain(model: Any, tokens: Sequence[int]) -> Tensor:
     """The same by the model alone, without any cache."""
     found: Tensor = model(row(tokens), use_cache=False).logits[0, -1]
     return found
+
+
+class Linears(TorchFunctionMode):
+    """Notes how many rows linear layers are given, and in which type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, torch.dtype]] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.nn.functional.linear:
+            self.seen.append((args[0][..., 0].numel(), args[0].dtype))
+        return function(*args, **kwargs or {})
+
+
+def test_a_prompt_in_bf16_is_read_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bf16 is slow: every linear layer that has many rows, and no other, with its scores."""
+    monkeypatch.setattr(reading, "_slow", lambda _: True)
+    model = build("qwen2").bfloat16().eval()  # biases too
+    plain = Reader.of(model)
+    monkeypatch.setattr(reading, "FEW", 10**6)
+    wanted = read(plain, words(20, 1))
+    monkeypatch.setattr(reading, "FEW", 4)
+    reader = Reader.of(model)
+    with Linears() as prompt:
+        found = read(reader, words(20, 1))
+    with Linears() as token:
+        read(reader, words(21, 1))
+    layers = sum(isinstance(part, torch.nn.Linear) for part in model.modules())
+    assert prompt.seen == [(20, torch.float32)] * (layers - 1) + [(1, torch.bfloat16)]
+    assert token.seen == [(1, torch.bfloat16)] * layers
+    assert torch.allclose(found, wanted, atol=0.05)
 
 
 @pytest.mark.parametrize("beginning", [6, 15, 16, 17, 40])

@@ -158,6 +158,36 @@ def commit(target: Target, sendings: Sequence[Sending], message: str) -> str:
     return target.url
 
 
+def lend(target: Target, branch: str, name: str, content: bytes) -> None:
+    """Put a file on a branch of its own, where nothing of the repo changes. Raises MergeError."""
+    id, token = target.id, target.token
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)]
+    _ask(id, lambda: api().create_branch(id, branch=branch, exist_ok=True, token=token))
+    _ask(id, lambda: api().create_commit(
+        id, added, commit_message=name, revision=branch, token=token,
+    ))  # fmt: skip
+
+
+def take_back(target: Target, branch: str) -> None:
+    """Remove such a branch with its file, if it is there. Raises MergeError."""
+    from huggingface_hub import errors
+
+    def remove() -> None:
+        try:
+            api().delete_branch(target.id, branch=branch, token=target.token)
+        except errors.HfHubHTTPError as error:
+            if error.response.status_code != 404:
+                raise
+
+    _ask(target.id, remove)
+
+
+def arrived(target: Target) -> bool:
+    """Whether the repo holds the content with the target's mark now. Raises MergeError."""
+    found = _look(target.id, target.token)
+    return found is not None and _bears(found, target.mark)
+
+
 class _File(io.BufferedReader):
     """A file that tells how far it was sent, and breaks off when it is to stop.
 

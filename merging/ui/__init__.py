@@ -14,9 +14,20 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 
 from merging.sources import APP
-from merging.ui import asking, checking, choosing, comparing, deciding, finding, keeping, look
+from merging.ui import (
+    asking,
+    checking,
+    choosing,
+    comparing,
+    deciding,
+    examining,
+    finding,
+    keeping,
+    look,
+    prompting,
+)  # fmt: skip
 from merging.ui import form as forms
-from merging.ui.api import LIMIT, endpoints
+from merging.ui.api import ASKING, LIMIT, endpoints
 from merging.ui.blind import BAD, TIE
 from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
@@ -35,6 +46,7 @@ LAUNCH: dict[str, Any] = {
     "ssr_mode": False,  # a second server in Node, of no use here
     "run_history": False,  # answers would stay in a shared browser
     "max_file_size": "1mb",
+    "max_threads": 4 * ASKING["concurrency_limit"],  # each who asks holds one, and others come
     "app_kwargs": {
         "middleware": [Middleware(RequestCap), Middleware(OwnPage)],
         "routes": [downloads(lambda request: is_private(request.app.blocks, request))],
@@ -56,6 +68,7 @@ def build() -> gr.Blocks:
         _running(page)
         _comparing(page)
         _deciding(page)
+        _prompting(page)
         _keeping(blocks, page)
         _showing(page)
         _remembering(blocks, page)
@@ -128,37 +141,56 @@ def _finding(page: Page) -> None:
 def _running(page: Page) -> None:
     """Whatever reaches the device, and what stops it."""
     buttons, private = page.buttons, {"api_visibility": "private"}
-    device = {**LIMIT, **private, "show_progress": "hidden"}
+    device = {**ASKING, **private, "show_progress": "hidden"}
     ask = _handling(asking.ask, page)
     answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
     )
     example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
+    seeded = {page.seed, *page.answered()}
     trying = [
         answering,
         example.then(ask, page.asking(), page.answered(), **device),
-        _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **LIMIT),
+        _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **ASKING),
+        _on(buttons["new-seed"].click, asking.new_seed, page, page.asking(), seeded, **ASKING),
     ]
     for slot, column in page.columns.items():
         retry = partial(asking.retry_one, slot=slot)
         alone = partial(asking.ask, slots=(slot,))
         for name, handler in (("retry", retry), ("alone", alone)):
             click = column.buttons[name].click
-            trying.append(_on(click, handler, page, page.asking(), page.answered(), **LIMIT))
+            trying.append(_on(click, handler, page, page.asking(), page.answered(), **ASKING))
+        edit = _editing(page, slot)
+        trying.append(column.chat.edit(edit, page.asking(), page.answered(), **device))
+    examined = _on(buttons["run-sheet"].click, examining.run, page, page.asking(),
+                   page.examined(), **ASKING)  # fmt: skip
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
                   {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
-    judging = _on(merging.then, checking.check, page, {page.visit, page.pins, page.sanity},
-                  {page.sanity}, **LIMIT)  # fmt: skip
-    buttons["merge"].click(None, cancels=[judging])  # it is of the merge before
+    _checking(page, merging)
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
-    for stop, what in ((buttons["stop"], [*trying, merging]), (buttons["halt"], [merging])):
-        stopping = stop.click(comparing.settle, None, None, cancels=what, **at_once)
-        _on(stopping.then, comparing.stop, page, drawn, page.answered(), queue=False)
+    stops, progressed = [*trying, merging, examined], {page.progress, *page.answered()}
+    for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
+        stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
+        if name != "stop-sheet":
+            _on(stopping.then, comparing.stop, page, drawn, progressed, queue=False)
+        _on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
     clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
+    one: dict[str | int, Any] = {slot: c.buttons["stop"] for slot, c in page.columns.items()}
+    one |= {number: booth.stop for number, booth in enumerate(page.unnamed)}
+    for which, button in one.items():
+        handler = partial(comparing.stop_one, column=which)
+        _on(button.click, handler, page, {page.visit}, {page.status}, queue=False)
     for trigger in (buttons["ask"].click, page.question.submit):
         _on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
+
+
+def _checking(page: Page, merging: Any) -> None:
+    """After each merge, on its own: the next one may begin, and then it is of the one before."""
+    judging = _on(merging.then, checking.check, page, {page.visit, page.pins, page.sanity},
+                  {page.sanity}, **LIMIT)  # fmt: skip
+    page.buttons["merge"].click(None, cancels=[judging])
 
 
 def _comparing(page: Page) -> None:
@@ -175,6 +207,13 @@ def _comparing(page: Page) -> None:
         saving = _on(page.buttons[name].click, partial(comparing.save, kind=kind), page,
                      {page.visit}, {page.saved, page.status}, **quick)  # fmt: skip
         saving.then(None, page.saved, js="(file) => window.playground.save(file)")
+        saving = _on(page.buttons[name.replace("-", "-sheet-")].click,
+                     partial(examining.save, kind=kind), page, {page.sheet},
+                     {page.saved, page.sheet_status}, **quick)  # fmt: skip
+        saving.then(None, page.saved, js="(file) => window.playground.save(file)")
+    _on(page.preset.input, examining.offer, page, {page.preset, page.rows}, {page.rows}, **quick)
+    paste = "(table) => window.playground.paste(table)"
+    page.buttons["paste-rows"].click(None, page.rows, page.rows, js=paste)
     pin, unpin = page.columns["merged"].buttons["pin"], page.columns[PINNED].buttons["unpin"]
     _on(pin.click, comparing.pin, page, drawn, page.answered(), **quick)
     _on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick)
@@ -191,16 +230,28 @@ def _deciding(page: Page) -> None:
     """Whatever looks into the merged model's answer."""
     shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status}
     quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    _on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown, **LIMIT)
-    asked = {page.visit, page.pins, page.looked_into, page.token}
+    looking = [_on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown,
+                   **LIMIT)]  # fmt: skip
+    asked = {page.visit, page.sheet, page.pins, page.looked_into, page.token}
 
     def place(at: gr.SelectData) -> int:
         return int(at.index) + 1
 
     last = {**LIMIT, "trigger_mode": "always_last"}
-    _on(page.token.input, deciding.choose, page, asked, shown, **last)
+    looking.append(_on(page.token.input, deciding.choose, page, asked, shown, **last))
     clicked = page.strip.select(place, None, page.token, **quick)
-    _on(clicked.then, deciding.choose, page, asked, shown, **LIMIT)
+    looking.append(_on(clicked.then, deciding.choose, page, asked, shown, **LIMIT))
+    stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
+    stopping = gr.on(stops, comparing.settle, None, None, cancels=looking, **quick)
+    stopping.then(lambda: "", None, page.looked_status, **quick)  # what was seen before stays
+
+
+def _prompting(page: Page) -> None:
+    """Whatever shows what the models read."""
+    asked = {page.visit, page.pins, page.system}
+    blocks = {part for g in page.given.values() for part in (g.box, g.head, g.text)}
+    _on(page.buttons["show-given"].click, prompting.show, page, asked,
+        {page.given_status, *blocks})  # fmt: skip
 
 
 def _keeping(blocks: gr.Blocks, page: Page) -> None:
@@ -238,10 +289,13 @@ def _remembering(blocks: gr.Blocks, page: Page) -> None:
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
     loaded = blocks.load(restore, {page.kept}, {*page.filled(), *page.options()}, **hidden)
     loaded.then(None, js="() => window.playground.forget()")  # else a reload would undo edits
-    watched = [page.recipe, *page.options()]
+    # by itself and whole: gradio spoils a table that a handler's later updates leave out
+    blocks.load(lambda kept: (kept or {}).get("rows") or gr.skip(), page.kept, page.rows,
+                queue=False, **hidden)  # fmt: skip
+    watched = [page.recipe, page.rows, *page.options()]
     gr.on(
         [part.change for part in watched],
-        lambda text, *values: {"recipe": text, "options": list(values)},
+        lambda text, rows, *values: {"recipe": text, "rows": rows, "options": list(values)},
         watched, page.kept, queue=False, trigger_mode="always_last", **hidden,
     )  # fmt: skip
 
@@ -262,6 +316,18 @@ def _on(
 ) -> Any:
     options = {"show_progress": "hidden", "api_visibility": "private"} | options
     return trigger(_handling(handler, page), inputs, outputs, **options)
+
+
+def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
+    """What gradio calls when a question in a column has been edited."""
+
+    def edited(
+        values: Any, at: gr.EditData, login: gr.OAuthToken | None, request: gr.Request
+    ) -> Iterator[Updates]:
+        change = partial(asking.edit, slot=slot, place=at.index, text=at.value)
+        yield from _handling(change, page)(values, login, request)
+
+    return edited
 
 
 def _handling(handler: Handler, page: Page) -> Callable[..., Iterator[Updates]]:

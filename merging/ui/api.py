@@ -20,6 +20,9 @@ from merging.ui import jobs, kept
 from merging.ui.visitor import Visitor, visitor
 
 LIMIT = {"concurrency_id": "device", "concurrency_limit": 4}
+"""Merges, of which one is made at a time and others fetch, and what else takes a whole machine."""
+ASKING: dict[str, Any] = {"concurrency_id": "asking", "concurrency_limit": 16}
+"""Questions, which take turns: a new one need not wait for long answers to end."""
 
 
 def endpoints(private: Callable[[gr.Request], bool]) -> None:
@@ -51,7 +54,7 @@ def endpoints(private: Callable[[gr.Request], bool]) -> None:
 
     gr.api(check, api_name="check", concurrency_limit=8)
     gr.api(_plainly(merge), api_name="merge", **LIMIT)
-    gr.api(_plainly(chat), api_name="chat", **LIMIT)
+    gr.api(_plainly(chat), api_name="chat", **ASKING)
 
 
 def _check(text: str, who: Visitor) -> dict[str, Any]:
@@ -102,12 +105,12 @@ def _progress(at: Any) -> dict[str, Any]:
 
 def _chat(merge: str, message: str, options: Question, who: Visitor) -> Iterator[dict[str, str]]:
     job = _job(merge, who)
-    texts = dict.fromkeys(job.columns, "")
+    texts = dict.fromkeys(job.answering, "")
     said = ({"role": "user", "content": message},)
     question = Question(
         dict.fromkeys(texts, said), options.max_new_tokens, options.temperature, options.seed
     )
-    for event in jobs.run(replace(job, question=question)):
+    for event in jobs.run(replace(job, questions=(question,))):
         if isinstance(event, Reply):
             texts[event.column] = event.ended or "" if event.failed else event.text
             yield dict(texts)
@@ -123,7 +126,7 @@ def _job(merge: str, who: Visitor) -> gpu.Job:
     try:
         made, _ = _end(jobs.make(recipe, who))
         columns = zip(names or made.columns, recipe.listed(), strict=True)
-        job: gpu.Job = _end(jobs.job_of(dict(columns), made, who))
+        job: gpu.Job = _end(jobs.job_of(dict(columns), {gpu.MERGED: made}, who))
     except AccessError as error:
         if known:  # an id is no secret, the models' names may be
             raise MergeError(

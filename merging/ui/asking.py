@@ -6,7 +6,7 @@ Every handler takes the page and the values of its inputs, by component, and giv
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from secrets import randbits
+from secrets import randbelow, randbits
 from typing import Any
 
 from merging import gpu
@@ -20,24 +20,29 @@ from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.layout import Page
 from merging.ui.transcript import Exchange
-from merging.ui.visit import PINNED, Visit
+from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
+
+SEEDS = 1_000_000
+"""How many a new seed is drawn from: few enough to be read out and typed."""
 
 
 @shows_errors("progress")
 def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fetch, merge, and let the merged column answer the last question again."""
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     recipe = Recipe.from_yaml(values[page.recipe] or "")
-    yield {page.progress: look.bar(0, "Reading headers"), page.sanity: ""}
-    made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
-    kept.keep(made)
+    yield {
+        page.progress: look.bar(0, "Reading headers"),
+        page.sanity: "",
+        page.visit: replace(visit, merging=True),
+    }
+    try:
+        made = yield from _make(page, visitor, recipe)
+    except MergeError:
+        yield {page.visit: visit}
+        raise
     visitor = replace(visitor, pins={**visitor.pins, **made.pins})
-    for event in jobs.run(job):
-        if isinstance(event, Progress):
-            yield {page.progress: look.progress(event)}
-        elif isinstance(event, gpu.Merged):
-            yield {page.progress: look.bar(1, _merged(event)), page.sanity: look.CHECKING}
     visit = visit.merged(made)
     yield {page.pins: visitor.pins} | showing.stage(page, visit, values)
     if values[page.again] and visit.asked:
@@ -45,12 +50,24 @@ def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         yield from _asked(page, visitor, said, visit.asked, (gpu.MERGED,))
 
 
+def _make(page: Page, visitor: Visitor, recipe: Recipe) -> Generator[Updates, None, Made]:
+    made: Made
+    made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
+    kept.keep(made)
+    for event in jobs.run(job):
+        if isinstance(event, Progress):
+            yield {page.progress: look.progress(event)}
+        elif isinstance(event, gpu.Merged):
+            yield {page.progress: look.bar(1, _merged(event)), page.sanity: look.CHECKING}
+    return made
+
+
 @shows_errors("status")
 def ask(
     page: Page, visitor: Visitor, values: Values, slots: tuple[str, ...] = SLOTS
 ) -> Iterator[Updates]:
     """Put one question to all columns, or to some."""
-    values[page.visit].idle()
+    idle(page, values)
     question = (values[page.question] or "").strip()
     if not question:
         raise MergeError("The question is empty: write something to ask.")
@@ -65,17 +82,30 @@ def ask(
 @shows_errors("status")
 def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Ask the last question once more, in place of its answers."""
-    visit: Visit = values[page.visit].idle()
-    if not visit.asked:
-        raise MergeError("There is nothing to retry yet: ask something first.")
+    visit = _asked_once(idle(page, values))
+    if visit.ballot:  # the same answers with names, here or in what is saved, would tell
+        visit, values = visit.withdrawn(), {**values, page.blind: True}
     visit = visit.before([slot for slot in visit.said if visit.last(slot) == visit.asked])
     yield from _asked(page, visitor, {**values, page.visit: visit}, visit.asked, SLOTS)
 
 
 @shows_errors("status")
+def new_seed(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """Retry with a seed that is drawn, and shown, so that it can be used again."""
+    _asked_once(idle(page, values))
+    if not values[page.temperature]:
+        told = "At temperature 0 the seed changes nothing: raise the temperature in Settings first."
+        yield {page.status: look.hint(told)}
+        return
+    seed = randbelow(SEEDS)
+    yield {page.seed: seed}
+    yield from retry(page, visitor, {**values, page.seed: seed})
+
+
+@shows_errors("status")
 def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterator[Updates]:
     """Ask one column its last question once more, in place of its answer."""
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     question = visit.last(slot)
     if not question:
         raise MergeError("There is nothing to retry in this column yet: ask something first.")
@@ -83,24 +113,45 @@ def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterat
     yield from _asked(page, visitor, values, question, (slot,))
 
 
+@shows_errors("status")
+def edit(
+    page: Page, visitor: Visitor, values: Values, slot: str, place: Any, text: Any
+) -> Iterator[Updates]:
+    """Ask one column another question in place of one of its own and of all that followed."""
+    visit = idle(page, values)
+    if visit.ballot:
+        raise MergeError("This would say which answer is this column's: vote first.")
+    text = text.strip() if isinstance(text, str) else ""
+    if not text:
+        raise MergeError("The question is empty: edit it again, and write something to ask.")
+    values = {**values, page.visit: visit.until(slot, place)}
+    yield from _asked(page, visitor, values, text, (slot,))
+
+
+def _asked_once(visit: Visit) -> Visit:
+    """The same. Raises MergeError where there is no question to put again."""
+    if not visit.asked:
+        raise MergeError("There is nothing to retry yet: ask something first.")
+    return visit
+
+
 def _asked(
     page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
 ) -> Iterator[Updates]:
-    visit: Visit = values[page.visit].idle()
+    visit = idle(page, values)
     models = names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}
     slots = tuple(slot for slot in slots if slot in models or slot in merges)
     if not slots:
         raise MergeError("Nobody answers in this column yet: choose a model, or press Merge.")
     parents = {slot: models[slot] for slot in slots if slot in models}
-    ready = yield from _jobs(page, parents, merges, visitor)
-    question, settings = Question({}, **_sampling(page, values)), _settings(page, values)
+    job = yield from followed(page, jobs.job_of(parents, merges, visitor), "status")
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
-    visit = visit.put(Exchange(text, settings, parents, merges), slots, ballot)
-    asked = {slot: with_system(values[page.system], visit.said[slot]) for slot in slots}
+    visit = visit.put(Exchange(text, settings(page, values), parents, merges), slots, ballot)
+    question = question_of(page, values, {slot: visit.said[slot] for slot in slots})
     yield {page.status: ""} | showing.stage(page, visit, values)
     try:
-        for event in _answers(ready, question, asked):
+        for event in jobs.run(replace(job, questions=(question,), stops=visit.stops)):
             if isinstance(event, Reply):
                 visit = visit.replied(event)
                 yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
@@ -112,33 +163,18 @@ def _asked(
     yield {page.status: ""} | showing.stage(page, visit.ended(), values)
 
 
-def _jobs(
-    page: Page, parents: Mapping[str, str], merges: Mapping[str, Made], visitor: Visitor
-) -> Generator[Updates, None, list[gpu.Job]]:
-    """What has to be asked: all at once, and then the pinned merge, since a job has one merge."""
-    ready = []
-    made = merges.get(gpu.MERGED)
-    if parents or made:
-        ready.append((yield from followed(page, jobs.job_of(parents, made, visitor), "status")))
-    if PINNED in merges:
-        pinned = jobs.job_of({}, merges[PINNED], visitor)
-        ready.append((yield from followed(page, pinned, "status")))
-    return ready
+def idle(page: Page, values: Values) -> Visit:
+    """The visit. Raises MergeError while columns answer, in the chat or in the question sheet."""
+    values[page.sheet].idle()
+    visit: Visit = values[page.visit].idle()
+    return visit
 
 
-def _answers(
-    ready: Sequence[gpu.Job], question: Question, asked: Mapping[str, Sequence[Message]]
-) -> Iterator[gpu.Event]:
-    """The jobs' events, with the pinned merge's under its own name."""
-    for number, job in enumerate(ready):
-        pinned = PINNED in asked and number == len(ready) - 1
-        said = {gpu.MERGED: asked[PINNED]} if pinned else asked
-        events = jobs.run(replace(job, question=replace(question, conversations=said)))
-        with closing(events):  # type: ignore[type-var]  # a generator
-            for event in events:
-                if pinned and isinstance(event, Reply):
-                    event = replace(event, column=PINNED)
-                yield event
+def question_of(page: Page, values: Values, talks: Mapping[str, Sequence[Message]]) -> Question:
+    """A question by the page's settings."""
+    system = values[page.system]
+    talks = {slot: with_system(system, messages) for slot, messages in talks.items()}
+    return Question(talks, **_sampling(page, values))
 
 
 def _sampling(page: Page, values: Values) -> dict[str, Any]:
@@ -149,7 +185,8 @@ def _sampling(page: Page, values: Values) -> dict[str, Any]:
     }
 
 
-def _settings(page: Page, values: Values) -> dict[str, Any]:
+def settings(page: Page, values: Values) -> dict[str, Any]:
+    """How the models are asked, for whoever reads it later."""
     system = (values[page.system] or "").strip()
     return _sampling(page, values) | ({"system": system} if system else {})
 
@@ -176,11 +213,9 @@ def names(page: Page, values: Values) -> dict[str, str]:
     }
 
 
-def with_system(
-    system: str | None, messages: tuple[Mapping[str, str], ...]
-) -> tuple[Mapping[str, str], ...]:
+def with_system(system: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:
     if not (system or "").strip():
-        return messages
+        return tuple(messages)
     return ({"role": "system", "content": str(system)}, *messages)
 
 

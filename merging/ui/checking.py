@@ -23,7 +23,7 @@ def check(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     made = visit.merges.get(gpu.MERGED)
     if not values[page.sanity] or made is None:
         return
-    job = yield from followed(page, jobs.job_of({}, made, visitor), "sanity")
+    job = yield from followed(page, jobs.job_of({}, {gpu.MERGED: made}, visitor), "sanity")
     shown = look.hint("The check itself failed: the app's log says why. The merge is there.")
     for event in jobs.run(replace(job, check=True)):
         if isinstance(event, Verdict):

@@ -25,6 +25,16 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What one model was given to read; its text is a stranger's, and stays text."""
+
+    slot: str
+    box: gr.Column
+    head: gr.HTML
+    text: gr.Textbox
+
+
+@dataclass(frozen=True)
 class Booth:
     """A part of the chat that does not say whose it is."""
 
@@ -32,6 +42,7 @@ class Booth:
     head: gr.HTML
     chat: gr.Chatbot
     best: gr.Button
+    stop: gr.Button
     wide: gr.Button
 
 
@@ -48,8 +59,10 @@ def column(slot: str) -> Column:
         chat = gr.Chatbot(
             label=f"Answers of {name}", show_label=False, height=380, buttons=["copy"],
             elem_id=f"chat-{slot}", placeholder=_placeholder(slot), layout="bubble",
+            editable="user", group_consecutive_messages=False,
         )  # fmt: skip
         with gr.Row(elem_classes=["column-tools"]):
+            buttons["stop"] = _tool(f"halt-{slot}", f"Stop {short}")
             buttons["retry"] = _tool(f"retry-{slot}", f"↻ Retry {short}")
             buttons["alone"] = _tool(f"alone-{slot}", f"Ask {short} alone")
             if slot == "merged":  # gradio copies texts, and a marked answer is none
@@ -58,6 +71,18 @@ def column(slot: str) -> Column:
             if slot == PINNED:
                 buttons["unpin"] = _tool("unpin", "Unpin")
     return Column(slot, box, head, chat, buttons)
+
+
+def given(slot: str) -> Given:
+    with gr.Column(
+        elem_id=f"given-{slot}", elem_classes=["answers", slot], min_width=280, visible=False
+    ) as box:
+        head = gr.HTML()
+        text = gr.Textbox(
+            label=f"What {look.slot_name(slot)} was given", show_label=False, container=False,
+            lines=3, max_lines=16, interactive=False, buttons=["copy"], elem_classes=["given"],
+        )  # fmt: skip
+    return Given(slot, box, head, text)
 
 
 def booth(number: int) -> Booth:
@@ -71,7 +96,9 @@ def booth(number: int) -> Booth:
             elem_id=f"answer-{number}", layout="bubble",
         )  # fmt: skip
         best = gr.Button(f"{number} is best", size="sm", elem_id=f"best-{number}")
-    return Booth(box, head, chat, best, wide)
+        with gr.Row(elem_classes=["column-tools"]):
+            stop = _tool(f"halt-{number}", f"Stop {number}")
+    return Booth(box, head, chat, best, stop, wide)
 
 
 def _tool(id: str, text: str) -> gr.Button:

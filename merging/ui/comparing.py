@@ -28,10 +28,26 @@ def settle() -> None:
 
 
 def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """Say in each column that was still answering that it was stopped."""
+    """Say that the merge that was made was stopped, or each column that was still answering."""
     visit: Visit = values[page.visit]
-    drawn = showing.stage(page, visit.ended(), values) if visit.running else {}
-    yield drawn | {page.status: ""}
+    drawn: Updates = {page.status: ""}
+    if visit.merging:
+        drawn[page.progress] = look.hint("Stopped.")
+    if visit.merging or visit.running:
+        drawn |= showing.stage(page, visit.ended(), values)
+    yield drawn
+
+
+def stop_one(page: Page, visitor: Visitor, values: Values, column: int | str) -> Iterator[Updates]:
+    """Stop one column, by its name or its place; the others go on, and whoever asked hears of it.
+
+    Nothing is drawn here: the page is that of the question, which goes on.
+    """
+    visit: Visit = values[page.visit]
+    if isinstance(column, int):
+        column = visit.ballot.places[column] if visit.ballot else ""
+    visit.stops.add(column)
+    yield {page.status: gr.skip()}
 
 
 def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
@@ -45,9 +61,10 @@ def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         yield {page.status: gr.skip()}
 
 
+@shows_errors("status")
 def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Forget what was said. Votes stand: they are about merges."""
-    visit: Visit = values[page.visit]
+    visit: Visit = values[page.visit].ready()
     empty: Updates = {c.chat: [] for c in page.columns.values()}
     visit = Visit(visit.made, visit.pinned, visit.models, votes=visit.votes)
     yield showing.stage(page, visit, values) | empty | {page.legend: "", page.status: ""}
@@ -62,9 +79,10 @@ def redraw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield updates
 
 
+@shows_errors("status")
 def reveal(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Give the columns their names back."""
-    visit: Visit = values[page.visit]
+    visit: Visit = values[page.visit].ready()
     yield showing.stage(page, replace(visit, ballot=None), values)
 
 

@@ -13,12 +13,11 @@ import gradio as gr
 from merging import gpu
 from merging.errors import MergeError
 from merging.merge import Progress
-from merging.nexttoken import Choice, Distance, Inspection, NextTokens
+from merging.nexttoken import Choice, Distance, Inspection, NextTokens, Read
 from merging.ui import asking, jobs, look
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.layout import Page
-from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
 
 ALIKE = 0.1
@@ -39,15 +38,14 @@ class Looked:
 @shows_errors("looked_status")
 def look_into(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Have all models read the merged model's last answer, from its first token on."""
-    visit: Visit = values[page.visit].idle()
+    visit = asking.idle(page, values)
     reply = visit.replies.get(gpu.MERGED)
     if visit.ballot:
         raise MergeError("This would say which answer is the merged model's: vote first.")
     if visit.made is None or reply is None or not reply.text:
         raise MergeError("There is no answer of the merged model yet: press Merge, and ask.")
     models = asking.names(page, values)
-    last = max(n for n, m in enumerate(visit.said[gpu.MERGED]) if m["role"] == "user")
-    messages = asking.with_system(values[page.system], visit.said[gpu.MERGED][: last + 1])
+    messages = visit.given(gpu.MERGED, values[page.system] or "")
     talks = dict.fromkeys((*models, gpu.MERGED), messages)
     inspection = Inspection(talks, reply.text, gpu.MERGED)
     yield from _looked(page, visitor, Looked(inspection, models, visit.made))
@@ -59,17 +57,20 @@ def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     looked: Looked | None = values[page.looked_into]
     if looked is None:
         raise MergeError("There is nothing to choose from yet: look into an answer first.")
-    values[page.visit].idle()
+    asking.idle(page, values)
     inspection = replace(looked.inspection, position=int(values[page.token]) - 1)
     yield from _looked(page, visitor, replace(looked, inspection=inspection))
 
 
 def _looked(page: Page, visitor: Visitor, looked: Looked) -> Iterator[Updates]:
-    steps = jobs.job_of(looked.models, looked.made, visitor)
+    steps = jobs.job_of(looked.models, {gpu.MERGED: looked.made}, visitor)
     job = yield from asking.followed(page, steps, "looked_status")
     for event in jobs.run(replace(job, inspection=looked.inspection)):
         if isinstance(event, Progress):
             yield {page.looked_status: look.progress(event)}
+        elif isinstance(event, Read):
+            told = f"{look.slot_name(event.column)} has read {event.tokens} of {event.of} tokens"
+            yield {page.looked_status: look.bar(event.tokens / event.of, told)}
         elif isinstance(event, NextTokens):
             yield {
                 page.looked_into: looked,

@@ -11,7 +11,6 @@ import gradio as gr
 
 from merging import gpu, hub
 from merging.errors import MergeError
-from merging.library import chat_dtype
 from merging.methods import methods
 from merging.sources import RESERVED
 from merging.ui import choosing, look
@@ -22,15 +21,16 @@ from merging.ui.visitor import Visitor
 
 TOGETHER = 4
 """Models in memory at a time: the base, two parents and the merged one."""
+BYTES = 2
+"""A parameter's, as most models have them."""
 SIBLINGS = 4
 ALONE = "The Hub gives no answer: only the models that come with this page are listed."
 
 
 def largest() -> int:
     """Parameters of the largest model of which this machine could hold all that a merge needs."""
-    device, room = gpu.room()
-    dtype = chat_dtype(device)
-    return room // TOGETHER // (dtype.itemsize if dtype else 2)
+    _, room = gpu.room()
+    return room // (TOGETHER * BYTES)
 
 
 def listing(visitor: Visitor, text: str) -> tuple[dict[str, Any], str]:

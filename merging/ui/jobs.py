@@ -3,14 +3,17 @@
 Downloads happen here, on the page's side, and never inside a GPU call.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from merging import costs, gpu, hub
+from merging.chat import Message
+from merging.errors import MergeError
 from merging.merge import Progress, bring, fetched
 from merging.notes import Note
 from merging.plan import Plan, plan
+from merging.prompts import Prompt, of_merge, of_parent
 from merging.recipe import Recipe
 from merging.ui.visitor import Visitor
 
@@ -63,22 +66,42 @@ def at_hand(
 
 
 def job_of(
-    models: Mapping[str, str], made: Made | None, visitor: Visitor
+    models: Mapping[str, str], merges: Mapping[str, Made], visitor: Visitor
 ) -> Generator[Progress, None, gpu.Job]:
-    """The job of asking models by column, and a merge; only the question is lacking.
+    """The job of asking models and merges by column; only the question is lacking.
 
     A merge may be asked by whoever may read all that it was made of, and is checked each time.
     """
     places = yield from at_hand(models, visitor)
     columns = {column: place.name for column, place in places.items()}
-    job = gpu.Job(tuple(set(places.values())), columns=columns)
-    if made is None:
-        return job
-    parents = yield from at_hand({name: name for name in made.pins.values()}, visitor)
-    return replace(
-        job, recipe=made.recipe, identity=made.identity, parents=tuple(parents.values()),
-        columns={**columns, gpu.MERGED: ""},
-    )  # fmt: skip
+    pinned = {name: name for made in merges.values() for name in made.pins.values()}
+    parents = yield from at_hand(pinned, visitor)
+    merging = {column: _merging(made, parents) for column, made in merges.items()}
+    return gpu.Job(tuple(set(places.values())), merging, columns)
+
+
+def _merging(made: Made, parents: Mapping[str, gpu.Place]) -> gpu.Merging:
+    own = tuple(parents[name] for name in dict.fromkeys(made.pins.values()))
+    return gpu.Merging(made.recipe, made.identity, own)
+
+
+def prompts(
+    job: gpu.Job, conversations: Mapping[str, Sequence[Message]]
+) -> Iterator[tuple[str, Prompt | MergeError]]:
+    """What each column of a job would be given to read, or why it refuses. No device is used."""
+    places = {place.name: place for place in job.places}
+    with hub.using([place.name for place in (*job.places, *job.parents)]):
+        for column in job.answering:
+            try:
+                if merging := job.merges.get(column):
+                    sources = {place.name: place.open() for place in merging.parents}
+                    decided = plan(Recipe.from_yaml(merging.recipe), sources)
+                    yield column, of_merge(decided, conversations[column])
+                else:
+                    source = places[job.columns[column]].open()
+                    yield column, of_parent(source, conversations[column])
+            except MergeError as error:
+                yield column, error
 
 
 def run(job: gpu.Job) -> Iterator[gpu.Event]:

@@ -10,10 +10,14 @@ import gradio as gr
 from merging.chat import MAX_CHARACTERS, MAX_NEW_TOKENS
 from merging.ui import form as forms
 from merging.ui import look
-from merging.ui.columns import SLOTS, Booth, Column, booth, column
+from merging.ui import sheet as sheets
+from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column, given
 from merging.ui.form import Form
 from merging.ui.presets import Preset, presets
 from merging.ui.visit import PINNED, Visit
+
+AGAIN = {"retry": "↻ Retry", "new-seed": "↻ New seed", "clear": "Clear"}
+"""Buttons on what was asked last."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ class Page:
     bars: gr.HTML
     looked_status: gr.HTML
     looked_into: gr.State
+    given: Mapping[str, Given]
+    given_status: gr.HTML
+    rows: gr.Dataframe
+    sheet_status: gr.HTML
+    answered_rows: gr.HTML
+    sheet: gr.State
     system: gr.Textbox
     temperature: gr.Slider
     seed: gr.Number
@@ -84,7 +94,12 @@ class Page:
     def asking(self) -> set[Any]:
         """Inputs of whatever asks models."""
         pickers = self.form.pickers.values()
-        return {self.visit, self.pins, self.recipe, self.question, *pickers, *self.options()}
+        own = {self.visit, self.sheet, self.rows, self.pins, self.recipe, self.question}
+        return {*own, *pickers, *self.options()}
+
+    def examined(self) -> set[Any]:
+        """Outputs of whatever runs the question sheet."""
+        return {self.sheet, self.answered_rows, self.sheet_status}
 
     def answered(self) -> set[Any]:
         """Outputs of whatever asks models."""
@@ -128,6 +143,10 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
         parts |= _chat(known[0], buttons)
         with gr.Accordion("Where the merge decides", open=False, elem_id="deciding"):
             parts |= _deciding(buttons)
+        with gr.Accordion("What each model reads", open=False, elem_id="reads"):
+            parts |= _given(buttons)
+        with gr.Accordion("Question sheet", open=False, elem_id="sheet-box"):
+            parts |= _sheet(known[0], buttons)
         with gr.Accordion("Settings", open=False):
             parts |= _settings()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
@@ -217,8 +236,8 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         label="Try", elem_id="examples",
     )  # fmt: skip
     with gr.Row(elem_classes=["tools"]):
-        buttons["retry"] = _small("retry", "↻ Retry")
-        buttons["clear"] = _small("clear", "Clear")
+        for name, label in AGAIN.items():
+            buttons[name] = _small(name, label)
         show_base = gr.Checkbox(
             False, label="Show the base", elem_id="show-base", min_width=0, container=False
         )
@@ -258,6 +277,7 @@ def _deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
     ))  # fmt: skip
     with gr.Row(elem_classes=["tools"]):
         buttons["look-into"] = _small("look-into", "Look into the merged answer")
+        buttons["stop-looking"] = _small("stop-looking", "Stop")
     strip = gr.HighlightedText(
         label="The merged answer, token by token", show_legend=True, show_inline_category=False,
         combine_adjacent=False, color_map=look.NEAR, visible=False, elem_id="strip",
@@ -266,6 +286,45 @@ def _deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
     return {
         "strip": strip, "token": token, "bars": gr.HTML(elem_id="bars"),
         "looked_status": gr.HTML(elem_id="looked-status"), "looked_into": gr.State(None),
+    }  # fmt: skip
+
+
+def _given(buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.hint(
+        "A chat template turns the conversation into the text that a model was trained on. Here it "
+        "is, with its special tokens, as each model was given it with its last question."
+    ))  # fmt: skip
+    with gr.Row(elem_classes=["tools"]):
+        buttons["show-given"] = _small("show-given", "Show what each was given")
+    status = gr.HTML(elem_id="given-status")
+    with gr.Row(elem_id="given"):
+        blocks = {slot: given(slot) for slot in SLOTS}
+    return {"given": blocks, "given_status": status}
+
+
+def _sheet(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    gr.HTML(look.hint(
+        "Each question is asked by itself, of all columns. Where an answer is expected, one that "
+        "has it as whole words is right; | stands between answers that are right as well. Rows "
+        "copied from a spreadsheet can be pasted."
+    ))  # fmt: skip
+    rows = gr.Dataframe(
+        sheets.rows(first.sheet), headers=["Question", "Expected answer"], type="array",
+        datatype="str", column_count=2,
+        column_widths=["70%", "30%"], wrap=True, interactive=True, buttons=[], max_height=900,
+        show_label=False, label="Question sheet", elem_id="sheet-rows",
+    )  # fmt: skip
+    with gr.Row(elem_classes=["tools"]):
+        buttons["run-sheet"] = gr.Button(
+            "Run the sheet", variant="primary", size="sm", min_width=0, elem_id="run-sheet"
+        )
+        buttons["stop-sheet"] = _small("stop-sheet", "Stop")
+        buttons["save-sheet-markdown"] = _small("save-sheet-markdown", "Save as Markdown")
+        buttons["save-sheet-json"] = _small("save-sheet-json", "Save as JSON")
+    buttons["paste-rows"] = gr.Button(visible="hidden", elem_id="paste-rows")
+    return {
+        "rows": rows, "sheet_status": gr.HTML(elem_id="sheet-status"),
+        "answered_rows": gr.HTML(elem_id="sheet-answers"), "sheet": gr.State(sheets.Sheet()),
     }  # fmt: skip
 
 

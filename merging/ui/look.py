@@ -80,11 +80,11 @@ def about(text: str, paper: str) -> str:
     return f'<p class="hint">{_code(text)} {link}</p>'
 
 
-def bar(share: float, text: str) -> str:
+def bar(share: float, text: str, label: str = "Merge") -> str:
     width = f"{100 * min(1, max(0, share)):.0f}"
     return (
         f'<div class="bar" role="progressbar" aria-valuenow="{width}" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-label="Merge"><i style="width:{width}%"></i></div>'
+        f'aria-valuemax="100" aria-label="{label}"><i style="width:{width}%"></i></div>'
         f'<p class="hint" role="status">{_code(text)}</p>'
     )
 

@@ -7,15 +7,22 @@ from pathlib import Path
 from merging.recipe import Recipe
 from merging.sources import APP, RESERVED
 
+SHEET = "# sheet:"
+"""Begins the line of a question for the sheet, with `=>` before what is expected."""
+
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe with its title, one sentence why, and questions that fit it."""
+    """A recipe with its title, one sentence why, and questions that fit it.
+
+    `sheet` are questions with what is expected of their answers, or nothing.
+    """
 
     key: str
     title: str
     why: str
     questions: tuple[str, ...]
+    sheet: tuple[tuple[str, str], ...]
     text: str
 
 
@@ -39,5 +46,12 @@ def _read(path: Path) -> Preset:
         if line.startswith("#") and key in said:
             said[key] = value.strip()
     questions = tuple(q.strip() for q in said["ask"].split("|") if q.strip())
+    sheet = tuple(_expected(line) for line in text.splitlines() if line.startswith(SHEET))
+    sheet = sheet or tuple((question, "") for question in questions)
     recipe = "".join(f"{line}\n" for line in text.splitlines() if not line.startswith("#"))
-    return Preset(path.stem, said["title"] or path.stem, said["why"], questions, recipe)
+    return Preset(path.stem, said["title"] or path.stem, said["why"], questions, sheet, recipe)
+
+
+def _expected(line: str) -> tuple[str, str]:
+    question, _, expected = line.removeprefix(SHEET).partition(" => ")
+    return question.strip(), expected.strip()

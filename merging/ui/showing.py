@@ -1,6 +1,7 @@
 """Draws the chat from what a visit has: its columns, or those without names while it is blind."""
 
 from collections.abc import Iterable, Mapping
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -92,5 +93,5 @@ def _marked(message: Mapping[str, str], parts: Any) -> dict[str, Any]:
 
 def _silent(reply: Reply) -> str:
     if reply.failed:
-        return reply.ended or ""
+        return escape(reply.ended or "", quote=False)  # a template's own words may be in it
     return "…" if not reply.ended else f"*(no words: {reply.ended})*"

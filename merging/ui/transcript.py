@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,12 @@ class Exchange:
 def to_json(log: Sequence[Exchange], votes: Sequence[Vote]) -> str:
     """Everything, for programs."""
     found = {
-        "recipes": {m.identity: {"title": m.title, "recipe": m.recipe} for m in _made(log, votes)},
-        "questions": [_exchange(exchange) for exchange in log],
+        "recipes": recipes(_made(log, votes)),
+        "questions": [told(exchange) for exchange in log],
         "votes": [_vote(vote) for vote in votes],
         "tally": [{"merge": _identity(t.made), "wins": dict(t.wins)} for t in tallies(votes)],
     }
-    return json.dumps(found, ensure_ascii=False, indent=2) + "\n"
+    return dumped(found)
 
 
 def to_markdown(log: Sequence[Exchange], votes: Sequence[Vote]) -> str:
@@ -47,24 +47,49 @@ def to_markdown(log: Sequence[Exchange], votes: Sequence[Vote]) -> str:
 def _lines(log: Sequence[Exchange], votes: Sequence[Vote]) -> Iterator[str]:
     yield "# Models side by side"
     for exchange in log:
-        yield f"\n## Question\n\n{_fenced(exchange.question)}\n"
-        yield ", ".join(f"{what} {value!r}" for what, value in exchange.settings.items())
-        for slot, reply in exchange.replies.items():
-            made = exchange.merges.get(slot)
-            name = f"{made.title}, {made.identity}" if made else f"`{exchange.models.get(slot)}`"
-            yield f"\n### {slot}: {name}\n\n{_fenced(reply.text)}\n\n{_told(reply)}"
+        yield f"\n## Question\n\n{fenced(exchange.question)}\n"
+        yield settings(exchange)
+        yield from answers(exchange)
     if votes:
         yield "\n## Blind votes\n"
     for tally in tallies(votes):
         told = ", ".join(f"{name} {count}" for name, count in tally.wins.items())
         title = f"{tally.made.title}, {tally.made.identity}" if tally.made else "no merge"
         yield f"- {title}: {told}"
-    for made in _made(log, votes):
-        yield f"\n## Recipe of {made.title}, {made.identity}\n\n{_fenced(made.recipe, 'yaml')}"
+    yield from recipe_parts(_made(log, votes))
 
 
-def _exchange(exchange: Exchange) -> dict[str, Any]:
-    answers = {
+def dumped(found: Mapping[str, Any]) -> str:
+    """JSON that people can read as well."""
+    return json.dumps(found, ensure_ascii=False, indent=2) + "\n"
+
+
+def recipes(merges: Iterable[Made]) -> dict[str, Any]:
+    """The merges by identity, for JSON."""
+    return {made.identity: {"title": made.title, "recipe": made.recipe} for made in merges}
+
+
+def recipe_parts(merges: Iterable[Made]) -> Iterator[str]:
+    """The merges' recipes, for Markdown."""
+    for made in merges:
+        yield f"\n## Recipe of {made.title}, {made.identity}\n\n{fenced(made.recipe, 'yaml')}"
+
+
+def settings(exchange: Exchange) -> str:
+    return ", ".join(f"{what} {value!r}" for what, value in exchange.settings.items())
+
+
+def answers(exchange: Exchange) -> Iterator[str]:
+    """What every column said, for Markdown."""
+    for slot, reply in exchange.replies.items():
+        made = exchange.merges.get(slot)
+        name = f"{made.title}, {made.identity}" if made else f"`{exchange.models.get(slot)}`"
+        yield f"\n### {slot}: {name}\n\n{fenced(reply.text)}\n\n{_told(reply)}"
+
+
+def told(exchange: Exchange) -> dict[str, Any]:
+    """A question with its answers, for JSON."""
+    given = {
         slot: {
             "model": exchange.models.get(slot),
             "merge": _identity(exchange.merges.get(slot)),
@@ -77,7 +102,7 @@ def _exchange(exchange: Exchange) -> dict[str, Any]:
         for slot, reply in exchange.replies.items()
     }
     asked = {"question": exchange.question, "settings": dict(exchange.settings)}
-    return {**asked, "answers": answers}
+    return {**asked, "answers": given}
 
 
 def _vote(vote: Vote) -> dict[str, Any]:
@@ -96,9 +121,12 @@ def _identity(made: Made | None) -> str | None:
 
 
 def _made(log: Sequence[Exchange], votes: Sequence[Vote]) -> list[Made]:
-    merges = [*(each.merges for each in log), *(each.merges for each in votes)]
-    asked = [made for each in merges for made in each.values()]
-    return list({made.identity: made for made in asked}.values())
+    return merges_of([*(each.merges for each in log), *(each.merges for each in votes)])
+
+
+def merges_of(asked: Iterable[Mapping[str, Made]]) -> list[Made]:
+    """Each merge once."""
+    return list({made.identity: made for merges in asked for made in merges.values()}.values())
 
 
 def _told(reply: Reply) -> str:
@@ -106,7 +134,7 @@ def _told(reply: Reply) -> str:
     return f"{reply.tokens} tokens, {reply.speed:.0f} tokens/s, {ended}"
 
 
-def _fenced(text: str, language: str = "") -> str:
+def fenced(text: str, language: str = "") -> str:
     """A fence longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -22,8 +22,9 @@ class Visit:
 
     `said` has each column's messages, `replies` the last answers, `models` who gave them; `asked`
     is the last question, for a merge to answer it again. `running` are columns that answer just
-    now. `parts` are answers of the merged model in pieces, by question and text. While there is a
-    `ballot`, nobody may see which column is whose.
+    now, and those put into their `stops` end; `merging` while a merge is made. `parts` are answers
+    of the merged model in pieces, by question and text. While there is a `ballot`, nobody may see
+    which column is whose.
     """
 
     made: Made | None = None
@@ -33,15 +34,24 @@ class Visit:
     asked: str = ""
     replies: Mapping[str, Reply] = field(default_factory=dict)
     running: tuple[str, ...] = ()
+    stops: set[str] = field(default_factory=set)
+    merging: bool = False
     parts: Mapping[tuple[str, str], tuple[Part, ...]] = field(default_factory=dict)
     ballot: Ballot | None = None
     votes: tuple[Vote, ...] = ()
     log: tuple[Exchange, ...] = ()
 
     def idle(self) -> "Visit":
-        """The same. Raises MergeError while columns answer, for two at once would mix."""
+        """The same. Raises MergeError while columns answer or a merge is made: each writes down
+        what came of it at its end, over what the other wrote meanwhile."""
         if self.running:
             raise MergeError("The models are still answering: wait for them, or press Stop.")
+        return self.ready()
+
+    def ready(self) -> "Visit":
+        """The same. Raises MergeError while a merge is made, but not while columns answer."""
+        if self.merging:
+            raise MergeError("A merge is being made: wait for it, or press Stop.")
         return self
 
     def title(self, slot: str) -> str:
@@ -75,7 +85,9 @@ class Visit:
         """A new merge, whose column is empty; what was asked blind was about another one."""
         replies = {slot: r for slot, r in self.replies.items() if slot != gpu.MERGED}
         said = {**self.said, gpu.MERGED: ()}
-        return replace(self, made=made, said=said, replies=replies, ballot=None, parts={})
+        return replace(
+            self, made=made, said=said, replies=replies, ballot=None, parts={}, merging=False
+        )
 
     def put(self, exchange: Exchange, slots: tuple[str, ...], ballot: Ballot | None) -> "Visit":
         """A question that has just been put to columns: their conversations have it by now."""
@@ -85,7 +97,7 @@ class Visit:
         return replace(
             self, models={**self.models, **exchange.models}, said={**self.said, **said},
             replies={s: r for s, r in self.replies.items() if s not in slots}, running=slots,
-            asked=exchange.question, ballot=ballot, log=(*self.log, exchange)[-MOST:],
+            stops=set(), asked=exchange.question, ballot=ballot, log=(*self.log, exchange)[-MOST:],
         )  # fmt: skip
 
     def replied(self, reply: Reply) -> "Visit":
@@ -101,23 +113,49 @@ class Visit:
         )  # fmt: skip
 
     def ended(self) -> "Visit":
-        """Nobody answers any longer: those who had not ended were stopped."""
+        """Nothing is under way any longer: who had not ended was stopped."""
         visit = self
         for slot in self.running:
             reply = self.replies.get(slot) or Reply(slot, "", 0, None, 0.0)
             if reply.ended is None:
                 visit = visit.replied(replace(reply, ended="stopped"))
-        return replace(visit, running=(), parts=visit._followed())
+        return replace(visit, running=(), merging=False, parts=visit._followed())
 
     def before(self, slots: Iterable[str]) -> "Visit":
         """As it was before these columns were last asked."""
         said = {s: _before(m) if s in slots else m for s, m in self.said.items()}
         return replace(self, said=said)
 
+    def until(self, slot: str, place: int) -> "Visit":
+        """As it was before a column was asked what stands at a place of its conversation."""
+        messages = self.said.get(slot, ())
+        asked = [n for n, message in enumerate(messages) if message["role"] == "user"]
+        if place not in asked:
+            raise MergeError("This question is not there any longer: ask it below.")
+        return replace(self, said={**self.said, slot: messages[:place]})
+
+    def withdrawn(self) -> "Visit":
+        """Without the last question in what is saved: nobody voted on it, and it is put again."""
+        return replace(self, log=self.log[:-1])
+
     def last(self, slot: str) -> str:
         """What a column was last asked, or nothing."""
         questions = [m["content"] for m in self.said.get(slot, ()) if m["role"] == "user"]
         return questions[-1] if questions else ""
+
+    def given(self, slot: str, system: str = "") -> tuple[Mapping[str, str], ...]:
+        """What a column was given with its last question, nothing if it was asked none.
+
+        The system prompt is that of then; `system` where that is no longer known.
+        """
+        messages, made = self.said.get(slot, ()), self.merges.get(slot)
+        asked = [n for n, message in enumerate(messages) if message["role"] == "user"]
+        for each in reversed(self.log):
+            if slot in each.models or slot in each.merges or made in each.merges.values():
+                system = each.settings.get("system", "")
+                break
+        head = ({"role": "system", "content": system},) if system.strip() else ()
+        return (*head, *messages[: asked[-1] + 1]) if asked else ()
 
     def _followed(self) -> Mapping[tuple[str, str], tuple[Part, ...]]:
         """The merged model's last answer beside those of the parents who were asked the same."""
@@ -125,6 +163,8 @@ class Visit:
         if merged is None or merged.failed:
             return self.parts
         asked = [s for s in PARENTS if s in self.replies and self.last(s) == question]
+        if not {*asked, gpu.MERGED} & {*self.running}:  # asked something else, and alone
+            return self.parts
         others = {s: self.replies[s].text for s in asked if not self.replies[s].failed}
         return {**self.parts, (question, merged.text): follow(merged.text, others)}
 

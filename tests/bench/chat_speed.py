@@ -1,10 +1,11 @@
 """Measures three models answering one question at once; knows the chat and no page.
 
     python tests/bench/chat_speed.py [FOLDER ...] [--cache DIR] [--tokens 64] [--runs 3]
+        [--dtype float32|bfloat16]
 
 Without folders it builds SmolLM2-135M-Instruct and two changed copies in --cache, and goes on with
-those that are there. All answer greedily in float32, prompts are read anew each time, and the ways
-take turns in one process, the models loaded once:
+those that are there. All answer greedily, in --dtype (the page keeps bf16 where files have it),
+prompts are read anew each time, and the ways take turns in one process, the models loaded once:
 
 - chat: all columns at once, as the page asks them.
 - generate: transformers' own, one model after the other, on all cores.
@@ -147,14 +148,16 @@ def busy() -> tuple[float, float]:
     return (user + nice + system) / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
-def work(folders: Sequence[Path], tokens: int, runs: int) -> None:
+def load(folder: Path, dtype: str) -> Loaded:
+    loaded = load_parent(open_folder(folder, folder.name, "stamp"), "cpu")
+    return Loaded.of(loaded.model.to(getattr(torch, dtype)), loaded.tokenizer)
+
+
+def work(folders: Sequence[Path], tokens: int, runs: int, dtype: str) -> None:
     """The child: says when it is ready, loads, and carries out each way when it is told to."""
     prepare()
     say({"ready": True})
-    models = {
-        str(n): load_parent(open_folder(folder, folder.name, "stamp"), "cpu")
-        for n, folder in enumerate(folders)
-    }
+    models = {str(n): load(folder, dtype) for n, folder in enumerate(folders)}
     for way in ("chat", "generate"):
         WAYS[way](models, 2)  # the first pass of all fetches the weights
     say({"weights": sum(loaded.size for loaded in models.values())})
@@ -174,11 +177,11 @@ def say(what: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def measured(folders: Sequence[Path], tokens: int, runs: int) -> list[Seen]:
+def measured(folders: Sequence[Path], tokens: int, runs: int, dtype: str) -> list[Seen]:
     """All runs, in a child that is watched from here. Raises RuntimeError if it fails."""
     command = [
         sys.executable, __file__, *map(str, folders), "--child", "--tokens", str(tokens),
-        "--runs", str(runs),
+        "--runs", str(runs), "--dtype", dtype,
     ]  # fmt: skip
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -247,10 +250,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="where models are built, and kept")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        work(given.folders, given.tokens, given.runs)
+        work(given.folders, given.tokens, given.runs, given.dtype)
         return
     with tempfile.TemporaryDirectory() as scratch:
         folders = given.folders
@@ -260,10 +264,10 @@ def main() -> None:
             cache = given.cache or Path(scratch)
             cache.mkdir(parents=True, exist_ok=True)
             folders = list(smol.build(cache).values())
-        print(f"{len(folders)} models, {given.tokens} new tokens, greedy, float32, "
+        print(f"{len(folders)} models, {given.tokens} new tokens, greedy, {given.dtype}, "
               f"{cores()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, "
               f"transformers {version('transformers')}\n")  # fmt: skip
-        runs = measured(folders, given.tokens, given.runs)
+        runs = measured(folders, given.tokens, given.runs, given.dtype)
     table(runs)
     print()
     ratios(runs)

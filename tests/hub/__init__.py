@@ -6,8 +6,9 @@
         hub.fault("GET /cdn/", "reset", after=1000, times=1)
         ...                                          # hub.url, hub.log
 
-Knows what the real Hub answers to the calls that are tested: reading, searching, publishing and
-signing in (login.py says how to start an app for it). It has no Xet and no pages.
+Knows what the real Hub answers to the calls that are tested: reading, searching, publishing,
+signing in (login.py says how to start an app for it) and jobs (jobs.py). It has no Xet and no
+pages.
 """
 
 from .server import LocalHub

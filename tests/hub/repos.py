@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-LFS = (".safetensors", ".bin", ".gguf", ".pt", ".onnx", ".model")
+LFS = (".safetensors", ".bin", ".gguf", ".pt", ".onnx", ".model", ".zip")
 LARGE = 10 * 2**20
 """Files from this size on are in LFS whatever their name."""
 PIECE = 1 << 20

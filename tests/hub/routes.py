@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from . import cards, files, login, repos, search, uploads, validation
+from . import cards, files, jobs, login, repos, search, uploads, validation
 from .access import MODEL, commit_of, hub_of, own_repo_of, refuse, repo_of, signed_in
 from .faults import kind_of
 
@@ -172,7 +172,14 @@ READING = [
 
 def build(hub: LocalHub) -> Starlette:
     app = Starlette(
-        routes=[*READING, *search.ROUTES, *uploads.ROUTES, *validation.ROUTES, *login.ROUTES],
+        routes=[
+            *READING,
+            *search.ROUTES,
+            *uploads.ROUTES,
+            *validation.ROUTES,
+            *login.ROUTES,
+            *jobs.ROUTES,
+        ],
         exception_handlers={HTTPException: say, ClientDisconnect: gone},
     )
     app.state.hub = hub

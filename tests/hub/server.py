@@ -16,6 +16,7 @@ from typing import Any, Self
 import uvicorn
 
 from .faults import Fault, Spoilt
+from .jobs import Jobs
 from .login import Login
 from .repos import Stored, tree_of
 from .routes import build
@@ -51,6 +52,7 @@ class LocalHub:
         self.faults: list[Fault] = []
         self.log: list[Seen] = []
         self.login = Login()
+        self.jobs = Jobs()
         self.page = 1000
         self.app = build(self)
 
@@ -155,6 +157,7 @@ class LocalHub:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self.jobs.close()
         self._server.should_exit = self._server.force_exit = True
         self._thread.join()
         self._socket.close()

@@ -73,6 +73,64 @@ def status(error: Any) -> int:
     return code
 
 
+# Jobs, as far as the client goes
+
+
+def test_a_job_runs_its_command(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+    """In a folder of its own, with its environment and secrets; log and end are told."""
+    hub.user("hf_alice", name="alice")
+    hub.jobs.where = tmp_path
+    with pytest.raises(HfHubHTTPError):
+        api.run_job(image="x", command=["true"], flavor="none", token="hf_alice")
+    job = api.run_job(
+        image="python:3.12", command=["sh", "-c", "pwd; echo $A$B; exit 3"], env={"A": "1"},
+        secrets={"B": "2"}, timeout=60, labels={"k": "v"}, token="hf_alice",
+    )  # fmt: skip
+    assert list(api.fetch_job_logs(job_id=job.id, follow=True, token="hf_alice")) == [
+        str(tmp_path / job.id), "12",
+    ]  # fmt: skip
+    end = api.wait_for_job(job.id, token="hf_alice")
+    assert end.status.stage == "ERROR" and "3" in (end.status.message or "")
+    assert end.secrets == {"B": None} and end.url == f"{hub.url}/jobs/alice/{job.id}"
+    assert [j.id for j in api.list_jobs(labels={"k": "v"}, namespace="alice", token="hf_alice")]
+    assert not list(api.list_jobs(labels={"k": "w"}, namespace="alice", token="hf_alice"))
+    assert "cpu-basic" in [machine.name for machine in api.list_jobs_hardware()]
+
+
+def test_a_job_is_cancelled(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+    """By its owner alone, with all that it has started."""
+    hub.user("hf_alice", name="alice")
+    hub.user("hf_bob", name="bob")
+    hub.jobs.where = tmp_path
+    job = api.run_job(image="x", command=["sh", "-c", "sleep 60 & wait"], token="hf_alice")
+    with pytest.raises(HfHubHTTPError):
+        api.cancel_job(job_id=job.id, namespace="alice", token="hf_bob")
+    api.cancel_job(job_id=job.id, token="hf_alice")
+    assert api.wait_for_job(job.id, token="hf_alice").status.stage == "CANCELED"
+    process = hub.jobs.ran[job.id].process
+    assert process and process.wait(5) < 0
+
+
+def test_branches(hub: LocalHub, api: HfApi, make: Make) -> None:
+    """A branch starts at main, takes commits of its own, and goes."""
+    hub.user("hf_alice", name="alice")
+    hub.add("alice/m", make("m"))
+    main = hub.repos["alice/m"].refs["main"]
+    api.create_branch("alice/m", branch="side", token="hf_alice")
+    api.create_branch("alice/m", branch="side", exist_ok=True, token="hf_alice")
+    with pytest.raises(HfHubHTTPError):
+        api.create_branch("alice/m", branch="side", token="hf_alice")
+    added = CommitOperationAdd("x.zip", b"zipped")
+    api.create_commit("alice/m", [added], commit_message="x", revision="side", token="hf_alice")
+    assert hub.repos["alice/m"].refs["main"] == main and "x.zip" in hub.files("alice/m", "side")
+    path = hf_hub_download("alice/m", "x.zip", revision="side", token="hf_alice")
+    assert Path(path).read_bytes() == b"zipped"
+    api.delete_branch("alice/m", branch="side", token="hf_alice")
+    assert list(hub.repos["alice/m"].refs) == ["main"]
+    with pytest.raises(HfHubHTTPError):
+        api.delete_branch("alice/m", branch="side", token="hf_alice")
+
+
 # Users
 
 

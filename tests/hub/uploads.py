@@ -1,4 +1,4 @@
-"""What the test Hub does with uploads: new repos, large files over LFS, commits; no Xet.
+"""What the test Hub does with uploads: new repos, branches, large files over LFS, commits; no Xet.
 
 The client's order is: repos/create, validate-yaml, preupload (which files are large?), LFS batch
 (which of those are missing?), a PUT and a verify for each, then one commit that names them all.
@@ -44,6 +44,23 @@ async def delete(request: Request) -> Response:
     owner = asked.get("organization") or signed_in(request).name
     request.path_params.update(owner=owner, name=asked["name"])
     del hub_of(request).repos[own_repo_of(request).id]
+    return Response()
+
+
+async def branch(request: Request) -> Response:
+    """A new branch at what main is."""
+    repo, name = own_repo_of(request), request.path_params["branch"]
+    if name in repo.refs:
+        raise refuse(409, f"Reference already exists: {name}")
+    repo.refs[name] = repo.refs["main"]
+    return Response()
+
+
+async def delete_branch(request: Request) -> Response:
+    repo, name = own_repo_of(request), request.path_params["branch"]
+    if name not in repo.refs or name == "main":
+        raise refuse(404 if name != "main" else 403, f"No such branch to delete: {name}")
+    del repo.refs[name]
     return Response()
 
 
@@ -154,6 +171,8 @@ def without(tree: Tree, path: str) -> Tree:
 ROUTES = [
     Route("/api/repos/create", create, methods=["POST"]),
     Route("/api/repos/delete", delete, methods=["DELETE"]),
+    Route(MODEL + "/branch/{branch}", branch, methods=["POST"]),
+    Route(MODEL + "/branch/{branch}", delete_branch, methods=["DELETE"]),
     Route(MODEL + "/preupload/{revision:path}", preupload, methods=["POST"]),
     Route("/{owner}/{name}.git/info/lfs/objects/batch", batch, methods=["POST"]),
     Route("/lfs/{oid}", put, methods=["PUT"]),

@@ -90,7 +90,7 @@ def conversation(variants: dict[str, Path], recipes: dict[str, Path]) -> list[Re
     asked = {name: gpu.place(open_source(str(variants[name]))) for name in ("original", "a")}
     columns = {**{column: place.name for column, place in asked.items()}, gpu.MERGED: ""}
     question = Question(dict.fromkeys(columns, MESSAGES), max_new_tokens=TOKENS)
-    job = replace(job, places=tuple(asked.values()), columns=columns, question=question)
+    job = replace(job, places=tuple(asked.values()), columns=columns, questions=(question,))
     return [event for event in gpu.run(job) if isinstance(event, Reply)]
 
 

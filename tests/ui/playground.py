@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from playwright.sync_api import Locator, Page, expect
 
 DONE = re.compile(r"Merged in|found again")
+SCORED = re.compile(r"\d+ answers in")
 ENDED = re.compile(r"\d+ tokens · |too long|no words")
 DRAWN = """([bots, said]) => [...document.querySelectorAll(bots)]
     .every(bot => bot.querySelector(said.split(" ").slice(1).join(" ")))"""
@@ -44,6 +45,12 @@ class Playground:
         self._forget(":is(.bar, .hint, .failure)", "progress")
         self.part("merge").click()
         self._renewed("progress", DONE)
+
+    def run_sheet(self) -> None:
+        """Run the question sheet, and wait until it says that all have answered."""
+        self._forget(":is(.bar, .hint, .failure)", "sheet-status")
+        self.part("run-sheet").click()
+        self._renewed("sheet-status", SCORED)
 
     def ask(self, question: str, slots: tuple[str, ...] = ("a", "b", "merged")) -> None:
         """Put a question to all, and wait until these columns have finished."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
+from merging.errors import MergeError
 from merging.ui import look
 from merging.ui.following import follow
+from merging.ui.visit import Visit as State
 from tests.ui.playground import Playground
+from tests.ui.running import App
 
 pytestmark = pytest.mark.browser
 
@@ -71,6 +76,28 @@ def test_stop_is_said_and_a_question_meanwhile_is_kept(visit: Visit, long_recipe
     assert len(playground.answers("a")) == 2
 
 
+def test_one_column_is_stopped_alone(visit: Visit, long_recipe: str) -> None:
+    """Its head says so at once; the others go on, blind ones too, and end with the last Stop."""
+    playground = visit().ready().ramble(long_recipe, SUM)
+    playground.part("halt-a").click()
+    expect(playground.stats("a")).to_contain_text("stopped")
+    said = playground.answers("b")[-1]
+    expect(playground.part("chat-b").locator("[data-testid=bot]").last).not_to_have_text(said)
+    expect(playground.stats("b")).not_to_contain_text("stopped")
+    playground.part("stop").click()
+    expect(playground.stats("b")).to_contain_text("stopped")
+
+
+def test_who_closes_the_page_stops_computing(app: App, visit: Visit, long_recipe: str) -> None:
+    """A few seconds after the tab is gone the app is at rest."""
+    playground = visit().ready().ramble(long_recipe, SUM)
+    playground.page.context.close()
+    time.sleep(4)
+    before = app.processor_seconds()
+    time.sleep(1)
+    assert app.processor_seconds() - before < 0.3
+
+
 def test_columns_are_enlarged_and_hidden_by_keys(visit: Visit) -> None:
     """Enter on a column's enlarging button leaves it alone in view, and again brings all back."""
     playground = visit().ready()
@@ -89,6 +116,101 @@ def test_columns_are_enlarged_and_hidden_by_keys(visit: Visit) -> None:
     expect(playground.part("column-b")).to_be_hidden()
     boxes.nth(1).press("Space")
     expect(playground.part("column-b")).to_be_visible()
+
+
+def _edit(playground: Playground, slot: str, number: int, text: str) -> None:
+    """Change a question where it stands in a column."""
+    chat = playground.part(f"chat-{slot}")
+    chat.get_by_label("Edit", exact=True).nth(number).click()
+    chat.locator("textarea").fill(text)
+    chat.get_by_label("Submit", exact=True).click()
+
+
+def test_a_question_is_edited_in_its_column(visit: Visit) -> None:
+    """It is asked there in place of the old one and of what followed; the others keep theirs."""
+    playground = visit().ready()
+    playground.merge()
+    playground.ask(SUM)
+    playground.ask(FRENCH)
+    marks = playground.part("chat-merged").locator(".follows")
+    expect(marks).to_have_count(2)
+    playground.awaited(("a",))
+    _edit(playground, "a", 0, "What is 21 + 34?")
+    playground.finished(("a",))
+    assert playground.answers("a") == ["55"]
+    asked = playground.part("chat-a").locator("[data-testid=user] .message-content")
+    assert [text.strip() for text in asked.all_inner_texts()] == ["What is 21 + 34?"]
+    assert len(playground.answers("b")) == 2
+    expect(marks).to_have_count(2)
+    playground.awaited(("merged",))
+    _edit(playground, "merged", 1, SUM)
+    playground.finished(("merged",))
+    assert playground.answers("merged") == ["65", "65"]
+    _edit(playground, "b", 1, "  ")
+    expect(playground.part("status").locator(".failure")).to_contain_text("question is empty")
+    assert len(playground.answers("b")) == 2
+
+
+def test_a_question_that_is_gone_is_not_edited() -> None:
+    """What a page sends that has changed since, or was made up, is a sentence."""
+    said = ({"role": "user", "content": SUM}, {"role": "assistant", "content": "65"})
+    visit = State(said={"a": said})
+    assert visit.until("a", 0).said == {"a": ()}
+    for slot, place in (("a", 1), ("a", 2), ("a", -2), ("b", 0)):
+        with pytest.raises(MergeError, match="not there"):
+            visit.until(slot, place)
+
+
+def test_nothing_is_edited_or_drawn_while_columns_answer(visit: Visit, long_recipe: str) -> None:
+    """A question cannot be edited then, a new seed says what to do, and answers go on."""
+    playground = visit().ready().ramble(long_recipe, SUM)
+    edit = playground.part("chat-b").get_by_label("Edit", exact=True)
+    expect(edit).to_be_disabled()
+    playground.option("Temperature", 1)
+    playground.part("new-seed").click()
+    expect(playground.part("status").locator(".failure")).to_contain_text("still answering")
+    assert playground.part("seed").locator("input").input_value() == "0"
+    assert "tokens ·" not in playground.stats("a").inner_text()
+    playground.page.keyboard.press("Escape")
+    expect(playground.stats("a")).to_contain_text("stopped")
+    expect(edit).to_be_enabled()
+
+
+def _asked(playground: Playground, path: Path) -> list[Any]:
+    """What was asked so far, with its settings, as it is saved."""
+    questions: list[Any] = json.loads(_saved(playground, "save-json", path))["questions"]
+    return questions
+
+
+def test_a_new_seed_is_drawn_and_kept(visit: Visit, tmp_path: Path) -> None:
+    """At temperature 0 a sentence says that it is of no use; else it is shown, and repeats."""
+    playground = visit().ready()
+    playground.part("new-seed").click()
+    expect(playground.part("status").locator(".failure")).to_contain_text("nothing to retry")
+    playground.ask(SUM, ("a", "b"))
+    playground.part("new-seed").click()
+    expect(playground.part("status")).to_contain_text("At temperature 0 the seed changes nothing")
+    playground.option("Temperature", 2)
+    seed = playground.part("seed").locator("input")
+    assert seed.input_value() == "0"
+    playground.awaited(("a", "b"))
+    playground.part("new-seed").click()
+    playground.finished(("a", "b"))
+    drawn = int(seed.input_value())
+    assert drawn > 0 and len(playground.answers("a")) == 1
+    said = playground.answers("b")
+    playground.option("Length", 16)
+    playground.awaited(("b",))
+    playground.part("retry-b").click()
+    playground.finished(("b",))
+    asked = _asked(playground, tmp_path / "all.json")
+    assert [list(one["answers"]) for one in asked] == [["a", "b"], ["a", "b"], ["b"]]
+    sampled = [
+        tuple(one["settings"][key] for key in ("temperature", "seed", "max_new_tokens"))
+        for one in asked
+    ]
+    assert sampled == [(0, 0, 128), (2, drawn, 128), (2, drawn, 16)]
+    assert said[0].startswith(playground.answers("b")[0])
 
 
 def test_marks_say_whom_the_merged_answer_follows(visit: Visit) -> None:
@@ -196,6 +318,24 @@ def test_transcript_is_saved_with_its_recipe(visit: Visit, tmp_path: Path) -> No
     assert "```yaml\n" in text and "merge_method: ties" in text
 
 
+def test_a_new_seed_unveils_nobody(visit: Visit) -> None:
+    """A blind round that is asked again stays blind, whatever the switch says by now."""
+    playground = visit().ready()
+    playground.option("Temperature", 1)
+    _blind(playground, FRENCH)
+    playground.part("blind").locator("input").uncheck()
+    seed = playground.part("seed").locator("input")
+    playground.part("new-seed").click()
+    expect(seed).not_to_have_value("0")
+    expect(playground.part("verdict")).to_be_hidden()
+    expect(playground.part("verdict")).to_be_visible()
+    assert not FIRST.search(playground.part("booths").evaluate("e => e.outerHTML"))
+    playground.part("save-markdown").click()
+    expect(playground.part("status").locator(".failure")).to_contain_text("nothing to save")
+    playground.part("tie").click()
+    expect(playground.part("tally")).to_contain_text("tie 1")
+
+
 def test_narrow_blind_round(visit: Visit) -> None:
     """At 390 pixels the unnamed answers stand below each other, and nothing is wider."""
     playground = visit(width=390).ready()
@@ -243,6 +383,25 @@ def test_an_earlier_merge_stands_beside_the_next(visit: Visit, tmp_path: Path) -
     answers = saved["questions"][-1]["answers"]
     assert len({answers[slot]["merge"] for slot in ("merged", "pinned")}) == 2
     assert len(saved["recipes"]) == 2
+
+
+def test_a_pinned_merge_answers_beside_the_others(visit: Visit, long_recipe: str) -> None:
+    """All columns are at it at once, the pinned one too, and Stop stops all."""
+    playground = visit().ready().ramble(long_recipe, SUM)
+    playground.page.keyboard.press("Escape")
+    expect(playground.stats("a")).to_contain_text("stopped")
+    playground.part("pin").click()
+    slots = ("a", "b", "merged", "pinned")
+    playground.awaited(slots)
+    playground.send(FRENCH)
+    expect(playground.part("column-pinned").locator(".head:not([data-old])")).to_contain_text(
+        "tok/s"
+    )
+    shown = [playground.stats(slot).inner_text() for slot in slots]
+    assert not any("tokens ·" in text for text in shown), shown
+    playground.page.keyboard.press("Escape")
+    for slot in slots:
+        expect(playground.stats(slot)).to_contain_text("stopped")
 
 
 def test_a_pinned_merge_is_voted_on_as_itself(visit: Visit) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from tests.ui.playground import Playground
+from tests.ui.running import running
 
 pytestmark = pytest.mark.browser
 
+SECONDS = 4.0
+"""What a piece takes in the slow app."""
 SUM = "What is 38 + 27?"
 
 
@@ -47,6 +51,25 @@ def test_the_merged_answer_token_by_token(visit: Callable[..., Playground]) -> N
     expect(bars).to_contain_text(f"Token 1, “{said[0]}”")  # by keyboard alone
     shares = [int(share.rstrip("%")) for share in merged.locator("b").all_inner_texts()]
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 102
+
+
+def test_looking_can_be_stopped(browser: Browser, tmp_path: Path) -> None:
+    """Between two pieces: it says how far it was, and then nothing is shown."""
+    with running(tmp_path, ("-m", "tests.ui.slow")) as app:
+        page = browser.new_page()
+        page.goto(app.url)
+        playground = Playground(page).ready()
+        playground.merge()
+        playground.ask(SUM)
+        playground.unfold("Where the merge decides")
+        playground.part("look-into").click()
+        status = playground.part("looked-status").locator("p")
+        expect(status).to_contain_text("merged has read 3 of 3 tokens", timeout=20_000)
+        playground.part("stop-looking").click()
+        expect(status).to_have_count(0)
+        page.wait_for_timeout(3 * 1000 * SECONDS)  # when all three would have read
+        expect(playground.part("strip")).to_be_hidden()
+        page.close()
 
 
 def test_a_blind_round_is_not_given_away(visit: Callable[..., Playground]) -> None:

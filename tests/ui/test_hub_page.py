@@ -121,7 +121,8 @@ def answered(hub: LocalHub, folder: Path) -> str:
 def test_stop_ends_a_download_and_leaves_nothing(
     hub: LocalHub, alice: Playground, home: Path
 ) -> None:
-    """Stop while a file comes slowly; the page goes on, and no half file is left."""
+    """Stop while a file comes slowly; the page goes on, and no half file is left. Until then
+    nothing is asked, for the merge would write over it; what was typed stays."""
     alice.paste(
         "merge_method: slerp\nbase_model: demo/slow-a\nmodels:\n- model: demo/slow-a\n"
         "- model: demo/slow-b\nparameters: {t: 0.5}\n"
@@ -132,12 +133,21 @@ def test_stop_ends_a_download_and_leaves_nothing(
     hub.fault("GET /cdn/", "slow", times=99, piece=20_000, delay=0.3)
     alice.part("merge").click()
     expect(alice.part("progress")).to_contain_text("Fetching")
+    field = alice.part("question").locator("textarea")
+    field.fill("Who are you?")
+    alice.part("ask").click()
+    expect(alice.part("status").locator(".failure")).to_contain_text("A merge is being made")
+    expect(field).to_have_value("Who are you?")
+    alice.part("clear").click()
+    expect(alice.part("status").locator(".failure")).to_contain_text("A merge is being made")
     alice.part("stop-merge").click()
+    expect(alice.part("progress")).to_contain_text("Stopped")
     cache = home / "hf" / "hub"
     alice.page.wait_for_timeout(3000)
     assert not list(cache.rglob("*incomplete*"))
     hub.faults.clear()
     alice.merge()
+    alice.ask("Who are you?")
 
 
 def test_the_commits_of_a_merge_hold_for_its_parents(hub: LocalHub, alice: Playground) -> None:

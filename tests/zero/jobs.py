@@ -26,9 +26,7 @@ def asking(words: str, tokens: int = 8) -> gpu.Job:
     columns = {place.name: place.name for place in job.parents if not place.name.endswith("base")}
     asked = ({"role": "user", "content": words},)
     question = Question(dict.fromkeys((*columns, gpu.MERGED), asked), tokens)
-    return gpu.Job(
-        job.parents, job.parents, job.recipe, job.identity, {**columns, gpu.MERGED: ""}, question
-    )
+    return gpu.Job(job.parents, job.merges, columns, (question,))
 
 
 def events(job: gpu.Job) -> Iterator[Any]:
@@ -81,7 +79,8 @@ def failed() -> dict[str, Any]:
     job = asking("Who are you?")
     missing = tuple(gpu.Place(p.name, p.folder + "-gone", p.stamp) for p in job.parents)
     try:
-        list(gpu.run(gpu.Job((), missing, job.recipe, "other")))
+        recipe = job.merges[gpu.MERGED].recipe
+        list(gpu.run(gpu.Job(merges={gpu.MERGED: gpu.Merging(recipe, "other", missing)})))
     except MergeError as error:
         return {"said": str(error)}
     return {"said": ""}

@@ -1,0 +1,171 @@
+"""A class at work on one app: many clients merge and ask at once; knows the endpoints, no page.
+
+    python tests/bench/class_load.py [--clients 30] [--merges 500] [--questions 2000]
+
+The app is started on the embedded models. Beforehand one client alone makes every merge and puts
+every question, so that it is known what must come: the answers of the parents and of each merge to
+each question, greedily. Then one client alone does some of the work, to compare with, and at last
+all begin together, each with merges and questions drawn for it.
+
+Printed: requests answered, refused and answered otherwise than alone (another's merge, or another's
+question); seconds to the first word of an answer, median and 95th percentile; merges and answers a
+minute; and the app's memory, that of no file, at ten moments on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from statistics import median, quantiles
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
+
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from tests.slow.memory import anonymous
+from tests.ui.models import TIES
+from tests.ui.running import App, connected, running
+
+TOKENS = 16
+LAMBDAS = tuple(round(0.5 + 0.05 * n, 2) for n in range(12))
+"""Of as many merges: more than are held in memory at once matter little to a class."""
+QUESTIONS = tuple(f"What is {10 + 7 * n % 90} + {10 + 13 * n % 90}?" for n in range(12))
+
+Answer = dict[str, str]
+
+
+@dataclass
+class Counts:
+    """What has come so far; `firsts` are seconds to an answer's first word."""
+
+    merges: int = 0
+    answers: int = 0
+    refused: list[str] = field(default_factory=list)
+    wrong: int = 0
+    firsts: list[float] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def recipe(scale: float) -> str:
+    text = TIES.replace("lambda: 1.0", f"lambda: {scale}")
+    if text == TIES and scale != 1.0:
+        raise RuntimeError("The preset has no `lambda: 1.0` to change: adapt this bench.")
+    return text
+
+
+def merge(client: Client, scale: float) -> str:
+    """Its id."""
+    found: str = client.predict(recipe(scale), api_name="/merge")["merge"]
+    return found
+
+
+def ask(client: Client, made: str, question: str) -> tuple[Answer, float]:
+    """Every column's answer, and seconds until the first of them had a word."""
+    start, first, said = time.monotonic(), None, Answer()
+    for said in client.submit(made, question, TOKENS, api_name="/chat"):
+        if first is None and any(said.values()):
+            first = time.monotonic() - start
+    return said, first if first is not None else time.monotonic() - start
+
+
+def alone(app: App) -> tuple[dict[float, str], dict[tuple[float, str], Answer]]:
+    """The merges' ids, and what must be answered."""
+    with connected(app) as client:
+        made = {scale: merge(client, scale) for scale in LAMBDAS}
+        known = {(s, q): ask(client, made[s], q)[0] for s in LAMBDAS for q in QUESTIONS}
+    return made, known
+
+
+def work(
+    app: App, seed: int, merges: int, questions: int, counts: Counts,
+    known: dict[tuple[float, str], Answer],
+) -> None:  # fmt: skip
+    """One client's share, in an order of its own; it asks about the merge that it made last."""
+    random = Random(seed)
+    asks = sorted(random.randrange(merges) for _ in range(questions))
+    with connected(app) as client:
+        for number in range(merges):
+            scale = random.choice(LAMBDAS)
+            try:
+                made = merge(client, scale)
+                with counts.lock:
+                    counts.merges += 1
+                for _ in range(asks.count(number)):
+                    question = random.choice(QUESTIONS)
+                    said, first = ask(client, made, question)
+                    with counts.lock:
+                        counts.answers += 1
+                        counts.firsts.append(first)
+                        counts.wrong += said != known[scale, question]
+            except AppError as error:
+                with counts.lock:
+                    counts.refused.append(str(error))
+
+
+def watched(app: App, threads: Sequence[threading.Thread]) -> Iterator[tuple[float, int]]:
+    """Seconds and bytes of memory, while any thread works."""
+    start = time.monotonic()
+    while any(thread.is_alive() for thread in threads):
+        yield time.monotonic() - start, anonymous(app.process.pid)
+        time.sleep(1)
+
+
+def report(name: str, counts: Counts, seconds: float) -> None:
+    late = quantiles(counts.firsts, n=20)[-1] if len(counts.firsts) > 1 else 0.0
+    cells = [
+        name, counts.merges, counts.answers, len(counts.refused), counts.wrong,
+        f"{median(counts.firsts):.2f}", f"{late:.2f}",
+        f"{60 * counts.merges / seconds:.0f}", f"{60 * counts.answers / seconds:.0f}",
+    ]  # fmt: skip
+    print(f"| {' | '.join(map(str, cells))} |")
+
+
+def measure(
+    app: App, clients: int, merges: int, questions: int, known: dict[tuple[float, str], Answer]
+) -> tuple[Counts, float, list[tuple[float, int]]]:
+    counts, start = Counts(), time.monotonic()
+    shares = (max(1, merges // clients), max(1, questions // clients))
+    threads = [
+        threading.Thread(target=work, args=(app, seed, *shares, counts, known))
+        for seed in range(clients)
+    ]
+    for thread in threads:
+        thread.start()
+    curve = list(watched(app, threads))
+    for thread in threads:
+        thread.join()
+    return counts, time.monotonic() - start, curve
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clients", type=int, default=30)
+    parser.add_argument("--merges", type=int, default=500, help="of all clients together")
+    parser.add_argument("--questions", type=int, default=2000, help="of all clients together")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home, running(Path(home)) as app:
+        _, known = alone(app)
+        print("| clients | merges | answers | refused | wrong | first word s | 95 % s | merges/min "
+              "| answers/min |", f"|{' --- |' * 9}", sep="\n")  # fmt: skip
+        single, seconds, _ = measure(app, 1, 10, 40, known)
+        report("1", single, seconds)
+        many, seconds, curve = measure(app, given.clients, given.merges, given.questions, known)
+        report(str(given.clients), many, seconds)
+        print("\nMemory:", ", ".join(
+            f"{size / 1e6:.0f} MB at {at:.0f} s" for at, size in curve[:: max(1, len(curve) // 10)]
+        ))  # fmt: skip
+        for said in sorted(set(many.refused)):
+            print("refused:", said)
+    return 1 if many.refused or many.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
