@@ -166,8 +166,7 @@ def _running(page: Page) -> None:
                    page.examined(), **ASKING)  # fmt: skip
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
                   {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
-    _checking(page, merging)
-    _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
+    _merged(page, merging)
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
     stops, progressed = [*trying, merging, examined], {page.progress, *page.answered()}
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
@@ -186,8 +185,9 @@ def _running(page: Page) -> None:
         _on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
 
 
-def _checking(page: Page, merging: Any) -> None:
-    """After each merge, on its own: the next one may begin, and then it is of the one before."""
+def _merged(page: Page, merging: Any) -> None:
+    """Whatever follows a merge. The next one need not wait for the check of this one."""
+    _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     judging = _on(merging.then, checking.check, page, {page.visit, page.pins, page.sanity},
                   {page.sanity}, **LIMIT)  # fmt: skip
     page.buttons["merge"].click(None, cancels=[judging])

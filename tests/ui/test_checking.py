@@ -51,7 +51,7 @@ def test_no_line_where_nothing_was_merged(visit: Visit) -> None:
 def test_stop_leaves_no_line_that_waits(visit: Visit, long_recipe: str) -> None:
     """Stopped in the answer after its merge, the merge has its verdict all the same, or none."""
     playground = visit().ready().ramble(long_recipe, "What is 38 + 27?")
-    playground.page.keyboard.press("Escape")
+    playground.part("stop").click()
     expect(playground.stats("merged")).to_contain_text("stopped")
     playground.merge()
     expect(playground.stats("merged")).to_contain_text("tok/s")
