@@ -184,12 +184,17 @@ def _on_device(job: Job) -> Iterator[Event | _Failed]:
         yield _Failed(str(error))
 
 
+def granted() -> bool:
+    """Whether each job costs its visitor a grant: what can be one job should be one there."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
+
+
 def room() -> tuple[str, int]:
     """The device that jobs run on, and the bytes that models may take there.
 
     Of ZeroGPU the documented size of a slice is taken: outside a job its device must not be asked.
     """
-    if os.environ.get("SPACES_ZERO_GPU"):
+    if granted():
         return "cuda", int(SHARE * ZERO_GPU)
     library = _library()
     return library.device, library.budget

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from merging.sources import APP
 from merging.ui import (
     asking,
+    checking,
     choosing,
     comparing,
     deciding,
@@ -164,9 +165,8 @@ def _running(page: Page) -> None:
     examined = _on(buttons["run-sheet"].click, examining.run, page, page.asking(),
                    page.examined(), **ASKING)  # fmt: skip
     merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT,
-                  trigger_mode="always_last")  # fmt: skip
-    _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
+                  {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
+    _merged(page, merging)
     drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
     stops, progressed = [*trying, merging, examined], {page.progress, page.sanity, *page.answered()}
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
@@ -184,6 +184,14 @@ def _running(page: Page) -> None:
         _on(button.click, handler, page, {page.visit}, {page.status}, queue=False)
     for trigger in (buttons["ask"].click, page.question.submit):
         _on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
+
+
+def _merged(page: Page, merging: Any) -> None:
+    """Whatever follows a merge. The next one need not wait for the check of this one."""
+    _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
+    judging = _on(merging.then, checking.check, page, {page.visit, page.pins, page.sanity},
+                  {page.sanity}, **LIMIT)  # fmt: skip
+    page.buttons["merge"].click(None, cancels=[judging])
 
 
 def _comparing(page: Page) -> None:

@@ -1,0 +1,32 @@
+"""What the page does after a merge without being asked: it has it checked, and shows the verdict.
+
+It comes after the merged model's answer, and another merge need not wait for it. Where each job
+costs a grant the merge's own job has done it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from merging import gpu
+from merging.sanity import Verdict
+from merging.ui import jobs, look
+from merging.ui.asking import followed
+from merging.ui.errors import Updates, Values, shows_errors
+from merging.ui.layout import Page
+from merging.ui.visit import Visit
+from merging.ui.visitor import Visitor
+
+
+@shows_errors("sanity")
+def check(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """Judge the merge that was just made; nothing where none was, or where it is judged."""
+    visit: Visit = values[page.visit]
+    made = visit.merges.get(gpu.MERGED)
+    if values[page.sanity] != look.CHECKING or made is None:
+        return
+    job = yield from followed(page, jobs.job_of({}, {gpu.MERGED: made}, visitor), "sanity")
+    shown = look.hint("The check itself failed: the app's log says why. The merge is there.")
+    for event in jobs.run(replace(job, check=True)):
+        if isinstance(event, Verdict):
+            shown = look.verdict(event)
+    yield {page.sanity: shown}
