@@ -115,7 +115,7 @@ def test_the_sheet_waits_for_the_chat(visit: Visit, long_recipe: str) -> None:
     playground.part("run-sheet").click()
     expect(status).to_contain_text("Question 1 of 10")
     playground.page.keyboard.press("Escape")
-    expect(status).to_have_text("Stopped.")
+    expect(status).to_have_text("Stopped.", timeout=15_000)
 
 
 def test_rows_are_pasted_and_kept(visit: Visit) -> None:

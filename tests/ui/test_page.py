@@ -82,7 +82,8 @@ def test_all_stream_together_and_stop_stops(visit: Visit, app: App, long_recipe:
     early = _grown(playground, 20)
     said = _grown(playground, max(early) + 20)  # none of them had ended
     playground.part("stop").click()
-    time.sleep(1)
+    for slot in ("a", "b", "merged"):
+        expect(playground.stats(slot)).to_contain_text("stopped")
     stopped = [playground.answers(slot) for slot in ("a", "b", "merged")]
     used = app.processor_seconds()
     time.sleep(1.5)
