@@ -140,8 +140,26 @@ def _finding(page: Page) -> None:
 
 def _running(page: Page) -> None:
     """Whatever reaches the device, and what stops it."""
+    trying = _trying(page)
+    examined = _on(page.buttons["run-sheet"].click, examining.run, page, page.asking(),
+                   page.examined(), **ASKING, **_queued(page.sheet_status))  # fmt: skip
+    merging = _on(page.buttons["merge"].click, asking.merge, page, page.asking(),
+                  {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT,
+                  **_queued(page.progress))  # fmt: skip
+    _merged(page, merging)
+    _stopping(page, trying, merging, examined)
+
+
+def _queued(where: gr.HTML) -> dict[str, Any]:
+    """While an event waits for its turn, its place in the queue and gradio's guess of the wait."""
+    return {"show_progress": "minimal", "show_progress_on": where}
+
+
+def _trying(page: Page) -> list[Any]:
+    """Whatever puts a question to columns."""
     buttons, private = page.buttons, {"api_visibility": "private"}
-    device = {**ASKING, **private, "show_progress": "hidden"}
+    waiting = {**ASKING, **_queued(page.status)}
+    device = {**waiting, **private}
     ask = _handling(asking.ask, page)
     answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
@@ -151,23 +169,26 @@ def _running(page: Page) -> None:
     trying = [
         answering,
         example.then(ask, page.asking(), page.answered(), **device),
-        _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **ASKING),
-        _on(buttons["new-seed"].click, asking.new_seed, page, page.asking(), seeded, **ASKING),
+        _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **waiting),
+        _on(buttons["new-seed"].click, asking.new_seed, page, page.asking(), seeded, **waiting),
     ]
     for slot, column in page.columns.items():
         retry = partial(asking.retry_one, slot=slot)
         alone = partial(asking.ask, slots=(slot,))
         for name, handler in (("retry", retry), ("alone", alone)):
             click = column.buttons[name].click
-            trying.append(_on(click, handler, page, page.asking(), page.answered(), **ASKING))
+            trying.append(_on(click, handler, page, page.asking(), page.answered(), **waiting))
         edit = _editing(page, slot)
         trying.append(column.chat.edit(edit, page.asking(), page.answered(), **device))
-    examined = _on(buttons["run-sheet"].click, examining.run, page, page.asking(),
-                   page.examined(), **ASKING)  # fmt: skip
-    merging = _on(buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT)  # fmt: skip
-    _merged(page, merging)
-    drawn, at_once = {page.visit, page.follow}, {**private, "queue": False}
+    for trigger in (buttons["ask"].click, page.question.submit):
+        _on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
+    return trying
+
+
+def _stopping(page: Page, trying: list[Any], merging: Any, examined: Any) -> None:
+    """Whatever ends what is under way: all of it, the sheet, or one column."""
+    buttons, drawn = page.buttons, {page.visit, page.follow}
+    at_once = {"api_visibility": "private", "queue": False}
     stops, progressed = [*trying, merging, examined], {page.progress, page.sanity, *page.answered()}
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
         stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
@@ -182,8 +203,6 @@ def _running(page: Page) -> None:
     for which, button in one.items():
         handler = partial(comparing.stop_one, column=which)
         _on(button.click, handler, page, {page.visit}, {page.status}, queue=False)
-    for trigger in (buttons["ask"].click, page.question.submit):
-        _on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
 
 
 def _merged(page: Page, merging: Any) -> None:
