@@ -1,0 +1,55 @@
+"""The app ends in the middle of its work, and goes on where it was when it is started again."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ui.models import TIES
+from tests.ui.running import connected, running
+
+SUM = "What is 38 + 27?"
+
+
+def children(process: int) -> list[int]:
+    """Its children, and theirs."""
+    own = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [number for child in map(int, own) for number in (child, *children(child))]
+
+
+def alive(process: int) -> bool:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_ended_in_the_middle_of_an_answer(
+    tmp_path: Path, long_recipe: str, how: signal.Signals
+) -> None:
+    """It is gone within seconds with its helpers, leaves nothing half written, and a merge's id
+    still brings the merge back."""
+    with running(tmp_path) as app, connected(app) as client:
+        made = client.predict(TIES, api_name="/merge")["merge"]
+        said = client.predict(made, SUM, 8, api_name="/chat")
+        long = client.predict(long_recipe, api_name="/merge")["merge"]
+        job = client.submit(long, SUM, 1024, api_name="/chat")
+        while not job.outputs():
+            time.sleep(0.1)
+        helpers = children(app.process.pid)
+        assert helpers
+        app.process.send_signal(how)
+        app.process.wait(10)
+        end = time.monotonic() + 10
+        while any(map(alive, helpers)) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not any(map(alive, helpers))
+    left = [path.name for path in (tmp_path / "merging").rglob("*") if path.is_file()]
+    assert sorted(left) == sorted([f"{made}.yaml", f"{long}.yaml"])
+    with running(tmp_path) as app, connected(app) as client:
+        assert client.predict(made, SUM, 8, api_name="/chat") == said
