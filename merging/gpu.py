@@ -33,6 +33,8 @@ EVERY = 0.15
 """Seconds between two signs of progress: each costs the page a round trip to the browser."""
 ZERO_GPU = 48 * 10**9
 """Bytes of memory of a ZeroGPU slice, as documented."""
+CHECK = 40 + sanity.NEW * len(sanity.PROMPTS)
+"""Tokens that the check of a merge counts for: a second of reading, and its answers."""
 MERGED = "merged"
 """The name of the merged model's column."""
 
@@ -161,18 +163,27 @@ def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
         yield event
 
 
-def seconds(job: Job) -> int:
+def price(size: int, tokens: int, characters: int = 0) -> int:
     """GPU seconds to ask for: loading and merging by bytes, answering by tokens, looking into an
     answer by characters, of which a token has one or more."""
+    return min(120, int(5 + 3 * size / 1e9 + tokens / 40 + characters / 2000))
+
+
+def prices(plan: Plan, tokens: int) -> tuple[int, int]:
+    """Of a merge with its answer and check, and of a question to all; answers of so many tokens."""
+    size = sum(i.size * i.dtype.itemsize for s in plan.sources for i in s.tensors.values())
+    return price(size, tokens + CHECK), price(size, tokens * (len(plan.columns) + 1))
+
+
+def seconds(job: Job) -> int:
+    """What a job asks for."""
     places = [*({*job.places} - {*job.parents})]
     places += [parent for merging in set(job.merges.values()) for parent in merging.parents]
     folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
-    gigabytes = sum(f.stat().st_size for f in files) / 1e9
     tokens = sum(question.max_new_tokens for question in job.questions) * len(job.answering)
-    tokens += sanity.NEW * len(sanity.PROMPTS) * job.check
     read = job.inspection.characters() if job.inspection else 0
-    return min(120, int(5 + job.check + 3 * gigabytes + tokens / 40 + read / 2000))
+    return price(sum(f.stat().st_size for f in files), tokens + CHECK * job.check, read)
 
 
 @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types

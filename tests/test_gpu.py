@@ -18,6 +18,8 @@ from merging.merge import Progress
 from merging.nexttoken import Inspection, NextTokens
 from merging.plan import Plan
 from merging.sources import open_source
+from merging.ui import jobs
+from merging.ui.visitor import Visitor
 from tests.conftest import changed
 from tests.ui.models import DEMO, TIES, WEIGHTS
 
@@ -253,6 +255,22 @@ def test_seconds_grow_with_work() -> None:
     more = replace(job, questions=(replace(question, max_new_tokens=128),) * 10)
     single = replace(more, questions=more.questions[:1])
     assert gpu.seconds(more) - gpu.seconds(single) in (86, 87)  # nine times 128 tokens of three
+
+
+def test_what_is_told_is_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where seconds are granted, the check of a recipe names those of its merge and of a question,
+    as the jobs will ask for them; elsewhere none."""
+    visitor, found = Visitor(folders=True), decided()
+    assert not any("GPU" in note.text for note in jobs.check(found.recipe, visitor)[1])
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    job = asking(found)
+    longer = replace(job.questions[0], max_new_tokens=jobs.LENGTH)
+    own = replace(longer, conversations={gpu.MERGED: longer.conversations[gpu.MERGED]})
+    merge = replace(gpu.merge_job(found), questions=(own,), check=True)
+    made, asked = gpu.seconds(merge), gpu.seconds(replace(job, questions=(longer,)))
+    told = f"A merge asks for {made} s of your GPU time, a question to all for {asked} s"
+    assert [note.text for note in jobs.check(found.recipe, visitor)[1]][-1] == told
+    assert 5 < made <= asked < 30
 
 
 def test_seconds_count_an_inspection() -> None:

@@ -17,6 +17,9 @@ from merging.prompts import Prompt, of_merge, of_parent
 from merging.recipe import Recipe
 from merging.ui.visitor import Visitor
 
+LENGTH = 128
+"""Tokens of an answer at most, until a visitor chooses otherwise."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -36,8 +39,12 @@ def check(recipe: Recipe, visitor: Visitor) -> tuple[Plan, tuple[Note, ...]]:
     """The plan of a merge, with its notes and those on what it costs here. No weights are read."""
     decided = plan(recipe, find=visitor.find)
     device, room = gpu.room()
-    spent = costs.costs(decided, room=room, device=device)
-    return decided, (*decided.notes, *costs.notes(spent))
+    notes = (*decided.notes, *costs.notes(costs.costs(decided, room=room, device=device)))
+    if not gpu.granted():
+        return decided, notes
+    made, asked = gpu.prices(decided, LENGTH)
+    told = f"A merge asks for {made} s of your GPU time, a question to all for {asked} s"
+    return decided, (*notes, Note("green", told))
 
 
 def pins_of(recipe: Recipe, decided: Plan) -> dict[str, str]:

@@ -13,6 +13,7 @@ from merging.ui import look
 from merging.ui import sheet as sheets
 from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column, given
 from merging.ui.form import Form
+from merging.ui.jobs import LENGTH
 from merging.ui.presets import Preset, presets
 from merging.ui.visit import PINNED, Visit
 
@@ -341,7 +342,7 @@ def _settings() -> dict[str, Any]:
             0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="seed"
         )
         parts["tokens"] = gr.Slider(
-            8, MAX_NEW_TOKENS, 128, step=8, label="Length", info="tokens at most",
+            8, MAX_NEW_TOKENS, LENGTH, step=8, label="Length", info="tokens at most",
             min_width=140, elem_id="tokens",
         )  # fmt: skip
     return parts
