@@ -26,19 +26,28 @@ BUFFERS = 4
 """Blocks in float32 that a thread holds beside the parents', about."""
 
 
+TOLD = {
+    "all at once": "all answer at the same time",
+    "one by one": "one parent after the other is loaded anew for each question",
+    "the merge": "the merged model answers, and no parent has room beside it",
+}
+
+
 @dataclass(frozen=True)
 class Costs:
     """Bytes, but for `seconds`, None where it was not measured, and `fitting`.
 
     `missing` is to be fetched, and the cache's disk has room for `disk`. Of the `room` that models
     may take on the device, `merge_bytes` are for the merged model with its blocks under way,
-    `chat_bytes` for it and all its parents. Models of `fitting` parameters each would all fit.
+    `chat_bytes` for it and all its parents, `pair_bytes` for it and the largest of them, which
+    answer one after the other if need be. Models of `fitting` parameters each would all fit.
     `job` is the command line by which the merge would run elsewhere, None where it could not.
     """
 
     missing: int
     disk: int
     chat_bytes: int
+    pair_bytes: int
     merge_bytes: int
     seconds: float | None
     room: int
@@ -54,15 +63,23 @@ def costs(plan: Plan, *, room: int, device: str) -> Costs:
     """
     elements = sum(step.size for step in plan.steps)
     merged = elements * chat_dtype(device, getattr(torch, plan.config["dtype"])).itemsize
-    parents = sum(size_of(source, device) for source in plan.sources)
+    each_parent = [size_of(source, device) for source in plan.sources]
+    parents = sum(each_parent)
     threads = cores() if device == "cpu" else 1
     under_way = 4 * BLOCK * (len(plan.sources) + BUFFERS) * threads
     each = room * elements // max(1, merged + parents)
     return Costs(
-        plan.missing, hub.room(), merged + parents, merged + under_way,
+        plan.missing, hub.room(), merged + parents, merged + max(each_parent), merged + under_way,
         seconds(plan) if device == "cpu" else None, room, each,
         elsewhere.offer(plan, merged + under_way),
     )  # fmt: skip
+
+
+def way(costs: Costs) -> str:
+    """How the models answer here: a key of TOLD, or "nothing" where the merge has no room."""
+    ways = {"all at once": costs.chat_bytes, "one by one": costs.pair_bytes,
+            "the merge": costs.merge_bytes}  # fmt: skip
+    return next((way for way, size in ways.items() if size <= costs.room), "nothing")
 
 
 def notes(costs: Costs) -> tuple[Note, ...]:
@@ -87,7 +104,7 @@ def notes(costs: Costs) -> tuple[Note, ...]:
     elif costs.chat_bytes > costs.room:
         found.append(Note(
             "amber", f"Parents and merged model take {_size(costs.chat_bytes)} together, and "
-            f"{free}: to chat with all at once, {smaller}."
+            f"{free}: {TOLD[way(costs)]}; to chat with all at once, {smaller}."
         ))  # fmt: skip
     else:
         fine.append(f"{_size(costs.chat_bytes)} of memory, {_size(costs.room)} free")

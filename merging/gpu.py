@@ -7,8 +7,8 @@ at every call. Nothing relies on what an earlier call left behind: the recipe is
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -219,37 +219,69 @@ def _library() -> Library:
 
 
 def _work(job: Job, library: Library) -> Iterator[Event]:
-    places = {p.name: p for p in job.places}
     with ExitStack() as stack:
         merged: dict[str, Loaded] = {}
         for column, merging in job.merges.items():
             yield from _made(merging, library)
             # borrowed at once: the next merge, and parents that are loaded, could push it out
             merged[column] = stack.enter_context(_merged(library, merging.identity))
-        if job.questions or job.inspection:
-            lent = {
-                model: stack.enter_context(_borrow(library, places[model]))
-                for model in sorted(set(job.columns.values()))
-            }
-            models = {column: lent[model] for column, model in job.columns.items()} | merged
-            yield from _answers(job, models, library)
-            if job.inspection:
-                yield from next_tokens(job.inspection, models, library.pasts)
+        if job.questions:
+            yield from _answers(job, merged, library)
+        if job.inspection:
+            models = stack.enter_context(_together(job, library)) | merged
+            yield from next_tokens(job.inspection, models, library.pasts)
     for merging in job.merges.values() if job.check else ():
         yield from _checked(merging, library)
 
 
-def _answers(job: Job, models: Mapping[str, Loaded], library: Library) -> Iterator[Event]:
-    """Ask one question after the other. Raises MergeError where nobody could answer any of them."""
-    asked, failed = [question.capped() for question in job.questions], []
-    for number, question in enumerate(asked):
-        yield Asking(number)
-        try:
-            yield from answer(question, models, library.pasts, library.turns, job.stops)
-        except MergeError as error:  # of which every column's reply has told
-            failed.append(error)
-    if failed and len(failed) == len(asked):
+def _answers(job: Job, merged: Mapping[str, Loaded], library: Library) -> Iterator[Event]:
+    """Ask one question after the other of all who have room at the same time, then of the next.
+
+    Raises MergeError where nobody could answer anything.
+    """
+    asked, answered, failed = [question.capped() for question in job.questions], 0, []
+    with closing(_lent(job, merged, library)) as groups:
+        for models in groups:
+            for number, question in enumerate(asked):
+                yield Asking(number)
+                try:
+                    yield from answer(question, models, library.pasts, library.turns, job.stops)
+                    answered += 1
+                except MergeError as error:  # of which every column's reply has told
+                    failed.append(error)
+    if failed and not answered:
         raise failed[0]
+
+
+def _lent(
+    job: Job, merged: Mapping[str, Loaded], library: Library
+) -> Generator[Mapping[str, Loaded], None, None]:
+    """All columns' models; where they have no room together, merges and then parent by parent."""
+    if library.fits(place.open() for place in _asked(job).values()):
+        with _together(job, library) as models:
+            yield {**models, **merged}
+        return
+    if merged:
+        yield merged
+    for name, place in _asked(job).items():
+        with library.parent(place.open()) as loaded:
+            yield {column: loaded for column, model in job.columns.items() if model == name}
+
+
+@contextmanager
+def _together(job: Job, library: Library) -> Iterator[dict[str, Loaded]]:
+    with ExitStack() as stack:
+        lent = {
+            name: stack.enter_context(library.parent(place.open()))
+            for name, place in _asked(job).items()
+        }
+        yield {column: lent[name] for column, name in job.columns.items()}
+
+
+def _asked(job: Job) -> dict[str, Place]:
+    """The models of the columns that are no merges, each once."""
+    places = {place.name: place for place in job.places}
+    return {name: places[name] for name in sorted(set(job.columns.values()))}
 
 
 def _made(merging: Merging, library: Library) -> Iterator[Event]:
@@ -314,10 +346,6 @@ def _checked(merging: Merging, library: Library) -> Iterator[Event]:
             logging.getLogger(__name__).exception("The check of a merge failed")
             return
     yield library.known[known]
-
-
-def _borrow(library: Library, place: Place) -> AbstractContextManager[Loaded]:
-    return library.parent(place.open())
 
 
 def _merged(library: Library, identity: str) -> AbstractContextManager[Loaded]:

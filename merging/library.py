@@ -7,7 +7,7 @@ It knows how a parent is loaded, and not what a model was merged from or is aske
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -175,6 +175,13 @@ class Library:
         return self.borrow(
             key, size_of(source, self.device), partial(load_parent, source, self.device)
         )
+
+    def fits(self, sources: Iterable[Local]) -> bool:
+        """Whether these parents have room at the same time, beside what is lent to others."""
+        sizes = {f"{s.name} {s.stamp}": size_of(s, self.device) for s in sources}
+        with self.lock:
+            lent = {key: self.shelf[key].size for key, count in self.lent.items() if count}
+            return sum((lent | sizes).values()) <= self.budget
 
     @contextmanager
     def beside(self, source: Local) -> Iterator[Loaded | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,18 @@ import torch
 
 from merging import costs, elsewhere, merge, plan
 from merging import hub as ours
-from merging.costs import Costs
+from merging.costs import TOLD, Costs, way
+from merging.library import SHARE
 from merging.sinks import Live
 from tests.conftest import WEIGHTS, config, loaded, recipe, save, tokenizer
 from tests.hub import LocalHub
 from tests.hub.fixtures import hub
+from tests.ui.running import ROOT
 
 __all__ = ["hub"]  # a fixture
 
 Pico = dict[str, Path]
-PLENTY = Costs(0, 10**12, 10**9, 10**9, 5.0, 10**11, 10**10)
+PLENTY = Costs(0, 10**12, 10**9, 10**9, 10**9, 5.0, 10**11, 10**10)
 
 
 def test_bytes(pico: Pico, hub: LocalHub) -> None:
@@ -38,6 +41,7 @@ def test_bytes(pico: Pico, hub: LocalHub) -> None:
     for device in ("cpu", "cuda"):
         spent = costs.costs(found, room=10**9, device=device)
         assert spent.chat_bytes == 2 * (sum(elements) + merged)
+        assert spent.pair_bytes == 2 * (max(elements) + merged)
         assert spent.fitting * spent.chat_bytes == pytest.approx(10**9 * merged, rel=1e-3)
         assert spent.missing == (pico["a"] / WEIGHTS).stat().st_size
         assert (spent.seconds is None) == (device == "cuda")
@@ -70,14 +74,34 @@ def test_a_disk_that_is_too_small_is_red() -> None:
 
 def test_memory_that_is_too_small() -> None:
     """Amber if only the chat with all is too much, red if the merge is; and what would fit."""
-    spent = replace(PLENTY, merge_bytes=14 * 10**9, chat_bytes=56 * 10**9, fitting=500_000_000)
+    spent = replace(
+        PLENTY, merge_bytes=14 * 10**9, pair_bytes=28 * 10**9, chat_bytes=56 * 10**9,
+        fitting=500_000_000,
+    )  # fmt: skip
+    (level, text), *_ = words(replace(spent, room=30 * 10**9))
+    assert level == "amber" and "one parent after the other" in text
     (level, text), *_ = words(replace(spent, room=20 * 10**9))
-    assert level == "amber"
+    assert level == "amber" and "no parent has room" in text
     assert "56.0 GB together, and 20.0 GB of memory are free" in text
     assert "choose models of at most 500 M parameters each" in text
     (level, text), *_ = words(replace(spent, room=8 * 10**9))
     assert level == "red"
     assert "Merging takes 14.0 GB here, and 8.0 GB" in text and "python -m merging run" in text
+
+
+def test_readmes_table_of_machines() -> None:
+    """It says of seven billion parameters in bf16, thrice and merged, what `way` says."""
+    each = 7_241_732_096 * 2
+    seven = replace(
+        PLENTY, merge_bytes=each + 10**8, pair_bytes=2 * each, chat_bytes=4 * each
+    )  # fmt: skip
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) GB \| (.+?) \|$", readme, re.MULTILINE)
+    assert [size for size, _ in rows] == ["16", "24", "48", "80", "96"]
+    told = TOLD | {"nothing": "the merge has no room"}
+    for size, said in rows:
+        found = way(replace(seven, room=int(SHARE * int(size) * 1e9)))
+        assert said == told[found], size
 
 
 def test_where_it_would_fit() -> None:

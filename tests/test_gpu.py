@@ -246,6 +246,27 @@ def test_a_merge_is_not_pushed_out_by_the_next() -> None:
     assert library.has(first.merges["at 1.0"].identity) and answers(first) == told
 
 
+def test_one_after_the_other_where_all_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for the merge and one parent all columns say what they say together, also to a
+    sheet of questions; an own sentence comes where not even these two fit."""
+    job = asking(decided())
+    job = replace(job, questions=job.questions * 2)
+    whole = answers(job)
+    size = max(loaded.size for loaded in gpu._library().shelf.values())
+    for room in (2.5, 1.5):
+        monkeypatch.setattr(gpu, "budget", lambda _, room=room: int(room * size))
+        gpu._library.cache_clear()
+        if room > 2:
+            events = list(gpu.run(job))
+            assert sum(isinstance(event, gpu.Asking) for event in events) == 2 * 3
+            assert {e.column: e.text for e in events if isinstance(e, Reply)} == whole
+            assert not any(gpu._library().lent.values())
+        else:
+            with pytest.raises(MergeError, match="more memory"):
+                answers(job)
+    gpu._library.cache_clear()
+
+
 def test_seconds_grow_with_work() -> None:
     """What is asked of ZeroGPU is small for the demo, more for more tokens, and capped."""
     job = asking(decided())
