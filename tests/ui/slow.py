@@ -21,5 +21,6 @@ class Slow(nexttoken.Read):
         super().__init__(column, tokens, of)
 
 
-nexttoken.Read = Slow  # type: ignore[misc]
-runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
+if __name__ == "__main__":
+    nexttoken.Read = Slow  # type: ignore[misc]
+    runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
