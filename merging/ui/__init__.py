@@ -150,15 +150,19 @@ def _running(page: Page) -> None:
     _stopping(page, trying, merging, examined)
 
 
-def _queued(where: gr.HTML) -> dict[str, Any]:
-    """While an event waits for its turn, its place in the queue and gradio's guess of the wait."""
-    return {"show_progress": "minimal", "show_progress_on": where}
+def _queued(*where: Any) -> dict[str, Any]:
+    """While an event waits for its turn, its place in the queue and gradio's guess of the wait.
+
+    Chats among these are not edited meanwhile; the style hides it there.
+    """
+    return {"show_progress": "minimal", "show_progress_on": [*where]}
 
 
 def _trying(page: Page) -> list[Any]:
     """Whatever puts a question to columns."""
     buttons, private = page.buttons, {"api_visibility": "private"}
-    waiting = {**ASKING, **_queued(page.status)}
+    chats = [column.chat for column in page.columns.values()]
+    waiting = {**ASKING, **_queued(page.status, *chats)}
     device = {**waiting, **private}
     ask = _handling(asking.ask, page)
     answering = gr.on(
@@ -209,8 +213,8 @@ def _merged(page: Page, merging: Any) -> None:
     """Whatever follows a merge. The next one need not wait for the check of this one."""
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     judging = _on(merging.then, checking.check, page, {page.visit, page.pins, page.sanity},
-                  {page.sanity}, **LIMIT)  # fmt: skip
-    page.buttons["merge"].click(None, cancels=[judging])
+                  {page.judged, page.sanity}, **LIMIT)  # fmt: skip
+    _on(judging.then, checking.show, page, {page.visit, page.judged}, {page.sanity}, queue=False)
 
 
 def _comparing(page: Page) -> None:

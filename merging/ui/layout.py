@@ -43,6 +43,7 @@ class Page:
     again: gr.Checkbox
     progress: gr.HTML
     sanity: gr.HTML
+    judged: gr.State
     row: gr.Row
     columns: Mapping[str, Column]
     legend: gr.HTML
@@ -204,7 +205,7 @@ def _merge(pickers: dict[str, gr.Dropdown], buttons: dict[str, gr.Button]) -> di
         buttons["merge"] = gr.Button("Merge", variant="primary", elem_id="merge", min_width=110)
         buttons["halt"] = gr.Button("Stop", elem_id="stop-merge", min_width=80, scale=0)
     parts = {"form": form, "again": again, "progress": gr.HTML(elem_id="progress")}
-    return parts | {"sanity": gr.HTML(elem_id="sanity")}
+    return parts | {"sanity": gr.HTML(elem_id="sanity"), "judged": gr.State(("", ""))}
 
 
 def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_merge_streams_progress_then_an_id(client: Client) -> None:
 def test_merge_says_what_is_wrong(client: Client) -> None:
     """A merge that went too far comes with its files' id and the likely cause."""
     last = client.predict(TIES.replace("lambda: 1.0", "lambda: 8.0"), api_name="/merge")
-    assert last["merge"] and last["seconds"] > 0
+    assert last["merge"] and last["seconds"] >= 0  # 0 where somebody has made it before
     assert last["sanity"]["ok"] is False and "`lambda`" in last["sanity"]["text"]
     assert last["sanity"]["figures"]["cause"] == "step"
 
