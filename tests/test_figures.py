@@ -16,7 +16,7 @@ from merging.figures import LENGTH, ROWS, Sample, estimated, sampled
 from merging.gpu import Merged
 from merging.merge import Samples
 from merging.sinks import Live
-from merging.ui.asking import _merged
+from merging.ui.asking import _told
 from tests.conftest import changed, loaded, recipe
 
 Pico = dict[str, Path]
@@ -210,5 +210,5 @@ def test_a_difference_in_one_slice_alone_has_no_error() -> None:
     found = estimated([Sample(slices, 1 << 20, 2)], ["a", "c"])
     assert found["cosine"][0]["value"] is not None and found["conflict"] is not None
     assert found["error"]["cosine"][0]["value"] is None
-    told = _merged(Merged("0" * 16, 1.0, {}, found))
+    told = _told(Merged("0" * 16, 1.0, {}, found))
     assert told == "Merged in 1.00 s"

@@ -26,6 +26,7 @@ def test_a_line_beneath_every_merge(visit: Visit) -> None:
     line = playground.part("sanity")
     playground.merge()
     expect(line.locator("li.green")).to_contain_text("It works", timeout=60_000)
+    expect(line).to_be_visible()
     playground.paste(FAR)
     expect(playground.part("recipe-status")).to_contain_text("in use")
     playground.merge()

@@ -84,6 +84,7 @@ def test_all_stream_together_and_stop_stops(visit: Visit, app: App, long_recipe:
     playground.part("stop").click()
     for slot in ("a", "b", "merged"):
         expect(playground.stats(slot)).to_contain_text("stopped")
+    expect(playground.part("sanity").locator("li")).to_be_visible(timeout=30_000)  # the merge's own
     stopped = [playground.answers(slot) for slot in ("a", "b", "merged")]
     used = app.processor_seconds()
     time.sleep(1.5)
@@ -162,7 +163,8 @@ def test_escape_stops(visit: Visit, app: App, long_recipe: str) -> None:
     """Esc does what Stop does, and the columns can be asked again."""
     playground = visit().ready().ramble(long_recipe, SUM)
     playground.page.keyboard.press("Escape")
-    time.sleep(1)
+    expect(playground.stats("a")).to_contain_text("stopped")
+    expect(playground.part("sanity").locator("li")).to_be_visible(timeout=30_000)  # the merge's own
     used = app.processor_seconds()
     time.sleep(1.5)
     assert app.processor_seconds() - used < 0.5
