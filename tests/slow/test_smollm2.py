@@ -27,8 +27,8 @@ TOKENS = 16
 
 
 def answered(folder: Path) -> tuple[list[int], Any]:
-    """What `generate` answers greedily in float32, as token numbers, and the tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """What `generate` answers greedily in bf16, as token numbers, and the tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer.apply_chat_template(
         MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -88,8 +88,8 @@ def conversation(variants: dict[str, Path], recipes: dict[str, Path]) -> list[Re
     """All replies, as they come, of the original, a parent and their merge, asked at once."""
     job = gpu.merge_job(plan(Recipe.from_yaml(recipes["slerp"].read_text())))
     asked = {name: gpu.place(open_source(str(variants[name]))) for name in ("original", "a")}
-    columns = {**{column: place.name for column, place in asked.items()}, gpu.MERGED: ""}
-    question = Question(dict.fromkeys(columns, MESSAGES), max_new_tokens=TOKENS)
+    columns = {column: place.name for column, place in asked.items()}
+    question = Question(dict.fromkeys([*columns, gpu.MERGED], MESSAGES), max_new_tokens=TOKENS)
     job = replace(job, places=tuple(asked.values()), columns=columns, questions=(question,))
     return [event for event in gpu.run(job) if isinstance(event, Reply)]
 
@@ -124,7 +124,7 @@ def _grows(replies: list[Reply]) -> Iterator[bool]:
 def test_the_chat_says_what_generate_says(
     conversation: list[Reply], variants: dict[str, Path], merges: dict[str, Path], column: str
 ) -> None:
-    """Greedy answers in company are those of `generate` alone in float32, the merge's included."""
+    """Greedy answers in company are those of `generate` alone in bf16, the merge's included."""
     said, tokenizer = answered({**variants, gpu.MERGED: merges["slerp"]}[column])
     reply = last(conversation, column)
     ended = said[-1] == tokenizer.eos_token_id
