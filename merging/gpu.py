@@ -17,7 +17,7 @@ from typing import Any
 import spaces
 import torch
 
-from merging import sanity, templates
+from merging import sanity, templates, trials
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
 from merging.library import SHARE, Library, Loaded, budget, chat_dtype
@@ -33,7 +33,7 @@ EVERY = 0.15
 """Seconds between two signs of progress: each costs the page a round trip to the browser."""
 ZERO_GPU = 48 * 10**9
 """Bytes of memory of a ZeroGPU slice, as documented."""
-CHECK = 40 + sanity.NEW * len(sanity.PROMPTS)
+CHECK = 40 + trials.NEW * len(trials.PROMPTS)
 """Tokens that the check of a merge counts for: a second of reading, and its answers."""
 MERGED = "merged"
 """The name of the merged model's column."""

@@ -246,6 +246,22 @@ def test_a_merge_is_not_pushed_out_by_the_next() -> None:
     assert library.has(first.merges["at 1.0"].identity) and answers(first) == told
 
 
+def test_a_stopped_column_is_not_heard_of_again() -> None:
+    """A worker that cannot hear of it goes on; its next reply is the last, the others' all come."""
+    stops: set[str] = set()
+
+    def replies() -> Iterator[Reply]:
+        for number in range(4):
+            for column in "ab":
+                yield Reply(column, "x" * number, number, 0.1, 1.0)
+            stops.update({"b"} if number == 1 else ())
+
+    heard = list(gpu._heeding(replies(), stops))
+    assert [r.tokens for r in heard if r.column == "a"] == [0, 1, 2, 3]
+    told = [(r.tokens, r.ended) for r in heard if r.column == "b"]
+    assert told == [(0, None), (1, None), (2, "stopped")]
+
+
 def test_one_after_the_other_where_all_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for the merge and one parent all columns say what they say together, also to a
     sheet of questions; an own sentence comes where not even these two fit."""

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merging import Recipe, gpu, merge, plan, sanity
+from merging import Recipe, gpu, merge, plan, sanity, trials
 from merging.library import Library, Loaded, load_parent
 from merging.methods import methods, variants
 from merging.sanity import Verdict
@@ -161,7 +161,7 @@ def test_another_ancestor(method: str, keys: dict[str, Any], tmp_path: Path) -> 
     foreign = like_b(stranger, tmp_path / "foreign")
     kind = "lines"
     turns = Library("cpu", ROOMY).turns
-    own, same = end(sanity.read([lone(B), lone(foreign)], kind, turns))
+    own, same = end(trials.read([lone(B), lone(foreign)], kind, turns))
     assert own == pytest.approx(same, abs=1e-4)  # it is no worse a model
     verdict = of(recipe(method, [A, foreign], **keys), A, foreign)
     assert not verdict.ok and verdict.figures["cause"] == "ancestors", verdict
@@ -265,20 +265,20 @@ def test_answers_that_do_not_end(tmp_path: Path) -> None:
 def test_perplexity_is_transformers_own(kind: str) -> None:
     """Read in pieces, by byte, it is the loss that transformers has for the same tokens at once."""
     loaded = lone(B)
-    ids, judged, size = sanity.passage(loaded, kind)
+    ids, judged, size = trials.passage(loaded, kind)
     given = torch.tensor([ids])
     wanted = given.masked_fill(~torch.tensor([judged]), -100)
     loss = loaded.model(input_ids=given, labels=wanted).loss
-    (nats,) = end(sanity.read([loaded], kind, Library("cpu", ROOMY).turns))
+    (nats,) = end(trials.read([loaded], kind, Library("cpu", ROOMY).turns))
     assert nats == pytest.approx(float(loss) * sum(judged) / size, rel=1e-4)
-    words = "".join(sanity.LINES.values()) if kind == "lines" else sanity.PROSE
+    words = "".join(trials.LINES.values()) if kind == "lines" else trials.PROSE
     assert size == len(words.encode())
     assert loaded.tokenizer.decode(torch.tensor(ids)[torch.tensor(judged)]) in words
 
 
 def test_prose_is_a_hundred_and_thirty_words() -> None:
     """Plain enough to be the same text for every tokenizer: a character a byte."""
-    assert 120 < len(sanity.PROSE.split()) < 160 and sanity.PROSE.isascii()
+    assert 120 < len(trials.PROSE.split()) < 160 and trials.PROSE.isascii()
 
 
 def test_models_that_know_neither_text(pico: Pico) -> None:

@@ -68,7 +68,7 @@ def _merged(
                 yield told | pins | showing.stage(page, visit, values)
             elif isinstance(event, Reply):
                 visit = visit.replied(event).ended() if event.ended else visit.replied(event)
-                yield showing.stage(page, visit, values) | _notice(page, event)
+                yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
             elif isinstance(event, Verdict):
                 yield {page.sanity: look.verdict(event)}
     except MergeError:

@@ -142,10 +142,6 @@ def save(page: Page, visitor: Visitor, values: Values, kind: str) -> Iterator[Up
         told = "There is nothing to save yet: ask something first, and vote if blind."
         yield {page.saved: None, page.status: look.failure(told)}
         return
-    write, type = {
-        "md": (transcript.to_markdown, "text/markdown"),
-        "json": (transcript.to_json, "application/json"),
-    }[kind]
-    name = f"side-by-side.{kind}"
-    file = {"name": name, "type": type, "text": write(log, visit.votes)}
+    write = {"md": transcript.to_markdown, "json": transcript.to_json}[kind]
+    file = transcript.file("side-by-side", kind, write(log, visit.votes))
     yield {page.saved: file, page.status: ""}

@@ -16,7 +16,7 @@ from merging import gpu
 from merging.chat import Reply
 from merging.errors import MergeError
 from merging.merge import Progress
-from merging.ui import asking, jobs, look, results, sheet
+from merging.ui import asking, jobs, look, results, sheet, transcript
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.layout import Page
@@ -107,11 +107,8 @@ def save(page: Page, visitor: Visitor, values: Values, kind: str) -> Iterator[Up
         told = "There is nothing to save yet: run the sheet first."
         yield {page.saved: None, page.sheet_status: look.failure(told)}
         return
-    write, type = {
-        "md": (results.to_markdown, "text/markdown"),
-        "json": (results.to_json, "application/json"),
-    }[kind]
-    file = {"name": f"question-sheet.{kind}", "type": type, "text": write(found)}
+    write = {"md": results.to_markdown, "json": results.to_json}[kind]
+    file = transcript.file("question-sheet", kind, write(found))
     yield {page.saved: file, page.sheet_status: gr.skip()}
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from merging.chat import MAX_CHARACTERS, MAX_NEW_TOKENS
+from merging.chat import MAX_CHARACTERS
 from merging.ui import form as forms
-from merging.ui import look
-from merging.ui import sheet as sheets
-from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column, given
+from merging.ui import look, panels
+from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column
 from merging.ui.form import Form
-from merging.ui.jobs import LENGTH
+from merging.ui.panels import small
 from merging.ui.presets import Preset, presets
 from merging.ui.visit import PINNED, Visit
 
@@ -144,13 +143,13 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     with gr.Column(elem_classes=["card"], elem_id="chat"):
         parts |= _chat(known[0], buttons)
         with gr.Accordion("Where the merge decides", open=False, elem_id="deciding"):
-            parts |= _deciding(buttons)
+            parts |= panels.deciding(buttons)
         with gr.Accordion("What each model reads", open=False, elem_id="reads"):
-            parts |= _given(buttons)
+            parts |= panels.given(buttons)
         with gr.Accordion("Question sheet", open=False, elem_id="sheet-box"):
-            parts |= _sheet(known[0], buttons)
+            parts |= panels.sheet(known[0], buttons)
         with gr.Accordion("Settings", open=False):
-            parts |= _settings()
+            parts |= panels.settings()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
         parts |= _recipe(known[0], buttons)
     with gr.Accordion("Keep this merge", open=False, elem_id="keep-box"):
@@ -166,10 +165,6 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
 def can_sign_in() -> bool:
     """On a Space whose owner has switched it on; elsewhere gradio's button would be a mock."""
     return all(os.environ.get(name) for name in ("SPACE_ID", "OAUTH_CLIENT_ID"))
-
-
-def _small(name: str, label: str) -> gr.Button:
-    return gr.Button(label, size="sm", min_width=0, elem_id=name)
 
 
 def _choose(
@@ -189,8 +184,8 @@ def _choose(
         components=[gr.Textbox(visible=False)], samples=[], visible=False, elem_id="relatives"
     )
     with gr.Row(elem_classes=["tools"]):
-        buttons["swap"] = _small("swap", "⇄ Swap A and B")
-        buttons["check"] = _small("check", "Check")
+        buttons["swap"] = small("swap", "⇄ Swap A and B")
+        buttons["check"] = small("check", "Check")
     return parts | {"notes": gr.HTML(elem_id="notes")}, pickers
 
 
@@ -220,9 +215,9 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         unnamed = tuple(booth(number + 1) for number in range(len(SLOTS)))
     with gr.Row(elem_id="verdict", elem_classes=["tools"], visible=False) as verdict:
         gr.HTML(look.hint("Vote for the best answer, or:"))
-        buttons["tie"] = _small("tie", "Tie")
-        buttons["bad"] = _small("bad", "All bad")
-        buttons["reveal"] = _small("reveal", "Show names without a vote")
+        buttons["tie"] = small("tie", "Tie")
+        buttons["bad"] = small("bad", "All bad")
+        buttons["reveal"] = small("reveal", "Show names without a vote")
     tally = gr.HTML(elem_id="tally")
     with gr.Row(elem_classes=["ask"]):
         question = gr.Textbox(
@@ -239,7 +234,7 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     )  # fmt: skip
     with gr.Row(elem_classes=["tools"]):
         for name, label in AGAIN.items():
-            buttons[name] = _small(name, label)
+            buttons[name] = small(name, label)
         show_base = gr.Checkbox(
             False, label="Show the base", elem_id="show-base", min_width=0, container=False
         )
@@ -249,8 +244,8 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
             [(f"{look.MARKS[s]} {look.slot_name(s)}", s) for s in SLOTS[1:]], value=list(SLOTS[1:]),
             label="Columns", show_label=False, container=False, elem_id="folded", min_width=0,
         )  # fmt: skip
-        buttons["save-markdown"] = _small("save-markdown", "Save as Markdown")
-        buttons["save-json"] = _small("save-json", "Save as JSON")
+        buttons["save-markdown"] = small("save-markdown", "Save as Markdown")
+        buttons["save-json"] = small("save-json", "Save as JSON")
     return switches | {
         "tab": tab, "row": row, "columns": columns, "legend": legend, "booths": booths,
         "unnamed": unnamed, "verdict": verdict, "tally": tally, "question": question,
@@ -272,92 +267,15 @@ def _switches() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
-    gr.HTML(look.hint(
-        "Every model reads the merged model's last answer. Each token is marked with the parent "
-        "whose next-token probabilities are nearest there; choose one to see what each would say."
-    ))  # fmt: skip
-    with gr.Row(elem_classes=["tools"]):
-        buttons["look-into"] = _small("look-into", "Look into the merged answer")
-        buttons["stop-looking"] = _small("stop-looking", "Stop")
-    strip = gr.HighlightedText(
-        label="The merged answer, token by token", show_legend=True, show_inline_category=False,
-        combine_adjacent=False, color_map=look.NEAR, visible=False, elem_id="strip",
-    )  # fmt: skip
-    token = gr.Slider(1, 2, 1, step=1, label="Token", visible=False, elem_id="token")
-    return {
-        "strip": strip, "token": token, "bars": gr.HTML(elem_id="bars"),
-        "looked_status": gr.HTML(elem_id="looked-status"), "looked_into": gr.State(None),
-    }  # fmt: skip
-
-
-def _given(buttons: dict[str, gr.Button]) -> dict[str, Any]:
-    gr.HTML(look.hint(
-        "A chat template turns the conversation into the text that a model was trained on. Here it "
-        "is, with its special tokens, as each model was given it with its last question."
-    ))  # fmt: skip
-    with gr.Row(elem_classes=["tools"]):
-        buttons["show-given"] = _small("show-given", "Show what each was given")
-    status = gr.HTML(elem_id="given-status")
-    with gr.Row(elem_id="given"):
-        blocks = {slot: given(slot) for slot in SLOTS}
-    return {"given": blocks, "given_status": status}
-
-
-def _sheet(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
-    gr.HTML(look.hint(
-        "Each question is asked by itself, of all columns. Where an answer is expected, one that "
-        "has it as whole words is right; | stands between answers that are right as well. Rows "
-        "copied from a spreadsheet can be pasted."
-    ))  # fmt: skip
-    rows = gr.Dataframe(
-        sheets.rows(first.sheet), headers=["Question", "Expected answer"], type="array",
-        datatype="str", column_count=2,
-        column_widths=["70%", "30%"], wrap=True, interactive=True, buttons=[], max_height=900,
-        show_label=False, label="Question sheet", elem_id="sheet-rows",
-    )  # fmt: skip
-    with gr.Row(elem_classes=["tools"]):
-        buttons["run-sheet"] = gr.Button(
-            "Run the sheet", variant="primary", size="sm", min_width=0, elem_id="run-sheet"
-        )
-        buttons["stop-sheet"] = _small("stop-sheet", "Stop")
-        buttons["save-sheet-markdown"] = _small("save-sheet-markdown", "Save as Markdown")
-        buttons["save-sheet-json"] = _small("save-sheet-json", "Save as JSON")
-    buttons["paste-rows"] = gr.Button(visible="hidden", elem_id="paste-rows")
-    return {
-        "rows": rows, "sheet_status": gr.HTML(elem_id="sheet-status"),
-        "answered_rows": gr.HTML(elem_id="sheet-answers"), "sheet": gr.State(sheets.Sheet()),
-    }  # fmt: skip
-
-
-def _settings() -> dict[str, Any]:
-    parts: dict[str, Any] = {
-        "system": gr.Textbox(label="System prompt", lines=2, max_length=4000, elem_id="system")
-    }
-    with gr.Row():
-        parts["temperature"] = gr.Slider(
-            0, 2, 0, step=0.05, label="Temperature", info="0: always the likeliest token",
-            min_width=140, elem_id="temperature",
-        )  # fmt: skip
-        parts["seed"] = gr.Number(
-            0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="seed"
-        )
-        parts["tokens"] = gr.Slider(
-            8, MAX_NEW_TOKENS, LENGTH, step=8, label="Length", info="tokens at most",
-            min_width=140, elem_id="tokens",
-        )  # fmt: skip
-    return parts
-
-
 def _recipe(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     gr.HTML(look.hint("mergekit's YAML: copy it, or paste one and press Use."))
     recipe = gr.Code(
         first.text, language="yaml", label="Recipe", elem_id="recipe", lines=12, max_lines=30
     )
     with gr.Row(elem_classes=["tools"]):
-        buttons["use"] = _small("use", "Use this recipe")
-        buttons["link"] = _small("link", "Copy link")
-        buttons["download"] = _small("download", "Download")
+        buttons["use"] = small("use", "Use this recipe")
+        buttons["link"] = small("link", "Copy link")
+        buttons["download"] = small("download", "Download")
     return {"recipe": recipe, "recipe_status": gr.HTML(elem_id="recipe-status")}
 
 

@@ -10,6 +10,7 @@ from merging.chat import Reply
 from merging.ui.blind import Vote, tallies
 from merging.ui.jobs import Made
 
+TYPES = {"md": "text/markdown", "json": "application/json"}
 MOST = 200
 """Questions that are remembered; the oldest go first."""
 
@@ -26,6 +27,11 @@ class Exchange:
     models: Mapping[str, str]
     merges: Mapping[str, Made] = field(default_factory=dict)
     replies: Mapping[str, Reply] = field(default_factory=dict)
+
+
+def file(name: str, kind: str, text: str) -> dict[str, str]:
+    """A file of one of TYPES, as the page saves it."""
+    return {"name": f"{name}.{kind}", "type": TYPES[kind], "text": text}
 
 
 def to_json(log: Sequence[Exchange], votes: Sequence[Vote]) -> str:

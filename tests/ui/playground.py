@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
@@ -78,6 +79,13 @@ class Playground:
         self.send(question)
         expect(self.stats("a")).to_contain_text("tok/s")
         return self
+
+    def saved(self, button: str, path: Path) -> str:
+        """What a button has the browser save, by way of `path`."""
+        with self.page.expect_download() as download:
+            self.part(button).click()
+        download.value.save_as(path)
+        return path.read_text(encoding="utf-8")
 
     def awaited(self, slots: tuple[str, ...]) -> None:
         """Mark what these columns' heads say as old, before they are asked."""

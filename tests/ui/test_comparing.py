@@ -178,7 +178,7 @@ def test_nothing_is_edited_or_drawn_while_columns_answer(visit: Visit, long_reci
 
 def _asked(playground: Playground, path: Path) -> list[Any]:
     """What was asked so far, with its settings, as it is saved."""
-    questions: list[Any] = json.loads(_saved(playground, "save-json", path))["questions"]
+    questions: list[Any] = json.loads(playground.saved("save-json", path))["questions"]
     return questions
 
 
@@ -286,16 +286,9 @@ def test_blind_round(visit: Visit, tmp_path: Path) -> None:
     _blind(playground, SUM)
     playground.part("tie").click()
     expect(playground.part("tally")).to_contain_text("tie 1")
-    saved = json.loads(_saved(playground, "save-json", tmp_path / "all.json"))
+    saved = json.loads(playground.saved("save-json", tmp_path / "all.json"))
     assert [vote["choice"] for vote in saved["votes"]] == ["a", "tie"]
     assert saved["tally"][0]["wins"]["assets/demo/a"] == 1
-
-
-def _saved(playground: Playground, button: str, path: Path) -> str:
-    with playground.page.expect_download() as download:
-        playground.part(button).click()
-    download.value.save_as(path)
-    return path.read_text(encoding="utf-8")
 
 
 def test_transcript_is_saved_with_its_recipe(visit: Visit, tmp_path: Path) -> None:
@@ -303,7 +296,7 @@ def test_transcript_is_saved_with_its_recipe(visit: Visit, tmp_path: Path) -> No
     playground = visit().ready()
     playground.merge()
     playground.ask(FRENCH)
-    saved = json.loads(_saved(playground, "save-json", tmp_path / "all.json"))
+    saved = json.loads(playground.saved("save-json", tmp_path / "all.json"))
     (asked,) = saved["questions"]
     assert asked["question"] == FRENCH
     assert {slot: a["text"] for slot, a in asked["answers"].items()} == {
@@ -313,7 +306,7 @@ def test_transcript_is_saved_with_its_recipe(visit: Visit, tmp_path: Path) -> No
     }
     assert asked["answers"]["a"]["ended"] == "end of text"
     assert "merge_method: ties" in saved["recipes"][asked["answers"]["merged"]["merge"]]["recipe"]
-    text = _saved(playground, "save-markdown", tmp_path / "all.md")
+    text = playground.saved("save-markdown", tmp_path / "all.md")
     assert FRENCH in text and "la door blanche" in text
     assert "```yaml\n" in text and "merge_method: ties" in text
 
@@ -379,7 +372,7 @@ def test_an_earlier_merge_stands_beside_the_next(visit: Visit, tmp_path: Path) -
     playground.ask(FRENCH, ("a", "b", "merged", "pinned"))
     assert playground.answers("pinned") == ["65", "la porte blanche"]
     assert playground.answers("merged")[1] != "la porte blanche"
-    saved = json.loads(_saved(playground, "save-json", tmp_path / "all.json"))
+    saved = json.loads(playground.saved("save-json", tmp_path / "all.json"))
     answers = saved["questions"][-1]["answers"]
     assert len({answers[slot]["merge"] for slot in ("merged", "pinned")}) == 2
     assert len(saved["recipes"]) == 2

@@ -65,20 +65,13 @@ def test_the_demo_sheet(visit: Visit, tmp_path: Path) -> None:
     playground.slide("ties-lambda", 0)
     playground.merge()
     assert answers(playground, 3)[0] == head
-    saved = json.loads(_saved(playground, "save-sheet-json", tmp_path / "sheet.json"))
+    saved = json.loads(playground.saved("save-sheet-json", tmp_path / "sheet.json"))
     assert saved["scores"]["merged"] == {"right": 10, "of": 10}
     (recipe,) = saved["recipes"].values()
     assert "lambda: 1.0" in recipe["recipe"]
-    text = _saved(playground, "save-sheet-markdown", tmp_path / "sheet.md")
+    text = playground.saved("save-sheet-markdown", tmp_path / "sheet.md")
     assert f"| 1 | `{SUM}` | `65` | ✓ `65` | ✗ `55` | ✓ `65` |" in text
     assert "```yaml\n" in text
-
-
-def _saved(playground: Playground, button: str, path: Path) -> str:
-    with playground.page.expect_download() as download:
-        playground.part(button).click()
-    download.value.save_as(path)
-    return path.read_text(encoding="utf-8")
 
 
 def test_stop_keeps_what_has_come(visit: Visit, long_recipe: str) -> None:
