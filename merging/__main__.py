@@ -108,7 +108,8 @@ def _judge(out: str, decided: Plan, samples: Samples, device: str) -> None:
 def _run_elsewhere(given: argparse.Namespace) -> None:
     if not given.push_to:
         raise MergeError("--job goes with --push-to: add the NAME of a repo to push the merge to.")
-    unfit = {"OUT_DIR": given.out, "--replace": given.replace, "--public": given.public}
+    unfit = {"OUT_DIR": given.out, "--replace": given.replace, "--public": given.public,
+             "--sanity": given.sanity}  # fmt: skip
     for word in (word for word, said in unfit.items() if said):
         raise MergeError(
             f"{word} does not go with --job, which pushes into a private repo: leave it out."

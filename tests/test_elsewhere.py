@@ -229,6 +229,7 @@ def test_local_parents_are_refused(
         (["out", "--job", "cpu-basic", "--push-to", "x"], "OUT_DIR does not go with --job"),
         (["--public", "--job", "cpu-basic", "--push-to", "x"], "--public does not go with"),
         (["--replace", "--job", "cpu-basic", "--push-to", "x"], "--replace does not go with"),
+        (["--sanity", "--job", "cpu-basic", "--push-to", "x"], "--sanity does not go with"),
     ],
 )
 def test_flags(more: list[str], says: str, alice: LocalHub, recipe: Path, capsys: Any) -> None:
