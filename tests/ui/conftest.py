@@ -6,12 +6,16 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.hub import LocalHub
 from tests.ui.models import DEMO, NAMES, recipe_of, talkative
 from tests.ui.playground import Playground
 from tests.ui.running import App, running
+
+PATIENCE = 30_000
+"""Milliseconds for what the page is waited for: a busy machine has taken six seconds to show it."""
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +62,7 @@ def visit(app: App, browser: Browser) -> Iterator[Callable[..., Playground]]:
         context = browser.new_context(viewport={"width": width, "height": 1000})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(12_000)
+        page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         page.goto(app.url + query)
