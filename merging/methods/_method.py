@@ -10,12 +10,16 @@ the whole tensor are keyword-only and come from `measure`, a generator in which
     each = yield Ordered(block_function)  # the same, but the list of results, block by block
     some = yield Sampled(block_function)  # its result for short slices of the tensor, joined
     return {"number": …}                # one value for all blocks, or `PerBlock([…])`
+
+A method whose steps are worth a look yields each as a `Stage`, the merged tensor last; `combine` is
+then made of it.
 """
 
 import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from functools import wraps
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from torch import Tensor
 
@@ -49,6 +53,17 @@ class PerBlock:
     """A number that differs from block to block."""
 
     values: Sequence[Any]
+
+
+class Stage(NamedTuple):
+    """A step on a method's way: one tensor a model, or one for all, each to be multiplied by `sign`
+    if there is one. They hold until the next step is asked for, which may write into them.
+    """
+
+    name: str
+    help: str
+    tensors: Sequence[Tensor]
+    sign: Tensor | None = None
 
 
 Measure = Callable[..., Generator[BlockFunction | Ordered | Sampled, Any, dict[str, Any]]]
@@ -105,6 +120,7 @@ class Method:
     models: tuple[int, int]
     parameters: tuple[Parameter, ...]
     combine: Callable[..., Tensor]
+    stages: Callable[..., Iterator[Stage]]
     measure: Measure | None
     measured: tuple[str, ...]
     scope: Scope
@@ -137,26 +153,61 @@ def method(  # noqa: PLR0913  # a declaration: each argument is one fact about t
     outcome: Callable[..., str] | None = None,
     refuse: Callable[..., str | None] | None = None,
     keep: Callable[..., Sequence[Tensor]] | None = None,
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register `combine` under its name and variant, and give it back unchanged.
+) -> Callable[[Callable[..., Any]], Callable[..., Tensor]]:
+    """Register a function, or a generator of stages, under its name and variant, as `combine`.
 
     `outcome(**numbers)` names what happened to a tensor, for tallies; `refuse(**parameters)` says
     what is wrong with a combination of values, or None. `whole` hands over shaped whole tensors.
     `keep(tensors, **numbers)` is what a method that trims leaves of each, for the figures.
     """
 
-    def register(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        _, *rest = inspect.signature(combine, eval_str=True).parameters.values()
+    def register(written: Callable[..., Any]) -> Callable[..., Tensor]:
+        _, *rest = inspect.signature(written, eval_str=True).parameters.values()
         positional = [p for p in rest if p.kind is p.POSITIONAL_OR_KEYWORD]
-        registered[combine.__name__, variant] = Method(
-            combine.__name__, variant, title, help, paper, space, base, models,
+        stepwise = inspect.isgeneratorfunction(written)
+        combine = _last(written) if stepwise else written
+        registered[written.__name__, variant] = Method(
+            written.__name__, variant, title, help, paper, space, base, models,
             tuple(_parameter(p) for p in positional), combine,
-            measure, tuple(inspect.signature(measure).parameters) if measure else (),
+            written if stepwise else _only(written, help), measure,
+            tuple(inspect.signature(measure).parameters) if measure else (),
             scope, whole, outcome, refuse, keep,
         )  # fmt: skip
         return combine
 
     return register
+
+
+def _last(stages: Callable[..., Iterator[Stage]]) -> Callable[..., Tensor]:
+    """What the last stage gives; no stage is kept beyond the next."""
+
+    @wraps(stages)
+    def combine(*arguments: Any, **named: Any) -> Tensor:
+        for stage in stages(*arguments, **named):
+            last = stage
+        return last.tensors[0]
+
+    return combine
+
+
+def _only(combine: Callable[..., Tensor], help: str) -> Callable[..., Iterator[Stage]]:
+    """A method of one step."""
+
+    @wraps(combine)
+    def stages(*arguments: Any, **named: Any) -> Iterator[Stage]:
+        yield Stage("Merged", help, [combine(*arguments, **named)])
+
+    return stages
+
+
+def listed(values: Sequence[float]) -> str:
+    """A parameter's values for the models, once where they are equal.
+
+    >>> listed([0.5, 0.5]), listed([0.5, 1])
+    ('0.5', '0.5 and 1')
+    """
+    found = [f"{value:g}" for value in values]
+    return found[0] if len(set(found)) == 1 else " and ".join(found)
 
 
 def _parameter(p: inspect.Parameter) -> Parameter:

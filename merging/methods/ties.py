@@ -4,7 +4,7 @@ The rules are mergekit's: trim per tensor, weights before the vote, division by 
 `ties_paper` and `ties_peft` are the other two in use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 from typing import Annotated
 
@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from merging.methods import _trim
-from merging.methods._method import Number, Switch, method
+from merging.methods._method import Number, Stage, Switch, listed, method
 from merging.methods._trim import Asking, trim_each
 from merging.methods._weights import times
 
 EMPTY = 1e-7
 """A delta of a smaller sum is not stretched."""
+TRIMMED = "Density {} keeps the largest changes; the others become 0."
+ELECTED = "The changes of each entry are added up, and the sign of the sum wins."
+KEPT = "Changes with the other sign drop out."
+"""What is told of the steps that all variants have."""
 
 
 def measure(density: Sequence[float], rescale: bool) -> Asking:
@@ -58,7 +62,7 @@ def sums(deltas: Sequence[Tensor], threshold: Sequence[int]) -> Tensor:
 def ties(  # noqa: PLR0913  # five parameters as mergekit has them, three numbers
     deltas: Sequence[Tensor],
     weight: Annotated[Sequence[float], Number("share of this model in vote and sum", 1, 1, 0, 2)],
-    density: Annotated[  # noqa: ARG001  # `measure` reads it, and hands over a threshold
+    density: Annotated[
         Sequence[float], Number("part of the changes that is kept", 1, 0.5, 0, 1, (0, 1))
     ],
     lambda_: Annotated[float, Number("length of the merged step", 1, 1, 0, 3)],
@@ -70,11 +74,21 @@ def ties(  # noqa: PLR0913  # five parameters as mergekit has them, three number
     threshold: Sequence[int],
     spare: Sequence[int | None] | None,
     stretch: Sequence[float],
-) -> Tensor:
+) -> Iterator[Stage]:
     """λ·(disjoint merge of the trimmed, stretched, weighted deltas)."""
     trimmed = trim_each(deltas, threshold, spare)
-    weighted = [times(d, s * w) for d, s, w in zip(trimmed, stretch, weight, strict=True)]
-    return times(disjoint_merge(weighted, elect(weighted), weight, normalize), lambda_)
+    yield Stage("Trimmed", TRIMMED.format(listed(density)), trimmed)
+    factors = [s * w for s, w in zip(stretch, weight, strict=True)]
+    weighted = [times(d, factor) for d, factor in zip(trimmed, factors, strict=True)]
+    if set(factors) != {1}:
+        yield Stage("Weighted", f"What is left counts {listed(factors)} times.", weighted)
+    sign = elect(weighted)
+    yield Stage("Elected sign", ELECTED, [sign])
+    agreed = [agreeing(entries, sign) for entries in weighted]
+    yield Stage("Kept", KEPT, agreed, sign)
+    over = ", over the weights of its models" if normalize else ""
+    merged = times(disjoint_merge(agreed, sign, weight, normalize), lambda_)
+    yield Stage("Merged", f"The sum of what is left{over}, times lambda {lambda_:g}.", [merged])
 
 
 def elect(weighted: Sequence[Tensor], draw: bool = True) -> Tensor:
@@ -96,15 +110,15 @@ def agreeing(entries: Tensor, sign: Tensor) -> Tensor:
 
 
 def disjoint_merge(
-    weighted: Sequence[Tensor], sign: Tensor, weight: Sequence[float], normalize: bool
+    agreed: Sequence[Tensor], sign: Tensor, weight: Sequence[float], normalize: bool
 ) -> Tensor:
-    """The sum of the entries that carry the elected sign, over the sum of their weights.
+    """The sum of what `agreeing` left, over the sum of its weights; writes into `agreed`.
 
-    >>> one, other = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 1.0])
-    >>> disjoint_merge([one, other], elect([one, other]), [1, 1], True)
+    >>> one, other = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.0])
+    >>> disjoint_merge([one, other], torch.tensor([1.0, -1.0]), [1, 1], True)
     tensor([ 2., -2.])
     """
-    total, *others = [agreeing(entries, sign) for entries in weighted]
+    total, *others = agreed
     share = times(total.sign(), weight[0]) if normalize else None
     for own, w in zip(others, weight[1:], strict=True):
         total.add_(own)

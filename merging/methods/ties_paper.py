@@ -4,16 +4,16 @@ Everything that reaches the threshold stays, models have no weights, and where t
 add up to 0 the sign is the one that won most entries of the whole model.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from merging.methods._method import BlockFunction, Number, method
+from merging.methods._method import BlockFunction, Number, Stage, listed, method
 from merging.methods._trim import keep, thresholds, trim_each
-from merging.methods.ties import disjoint_merge, elect
+from merging.methods.ties import ELECTED, KEPT, TRIMMED, agreeing, disjoint_merge, elect
 
 
 def reached(density: float, size: int) -> int:
@@ -54,15 +54,20 @@ def measure(density: Sequence[float]) -> Generator[BlockFunction, Tensor, dict[s
 )
 def ties(
     deltas: Sequence[Tensor],
-    density: Annotated[  # noqa: ARG001  # `measure` reads it, and hands over a threshold
+    density: Annotated[
         Sequence[float], Number("part of the changes that is kept", 1, 0.2, 0, 1, (0, 1))
     ],
     lambda_: Annotated[float, Number("length of the merged step", 1, 1, 0, 3)],
     *,
     threshold: Sequence[int],
     majority: int,
-) -> Tensor:
+) -> Iterator[Stage]:
     """λ·(mean of the trimmed deltas that agree); a draw with no majority goes to the negatives."""
     trimmed = trim_each(deltas, threshold, None)
+    yield Stage("Trimmed", TRIMMED.format(listed(density)), trimmed)
     sign = elect(trimmed, majority > 0)
-    return disjoint_merge(trimmed, sign, [1] * len(trimmed), True).mul_(lambda_)
+    yield Stage("Elected sign", ELECTED, [sign])
+    agreed = [agreeing(entries, sign) for entries in trimmed]
+    yield Stage("Kept", KEPT, agreed, sign)
+    merged = disjoint_merge(agreed, sign, [1] * len(agreed), True).mul_(lambda_)
+    yield Stage("Merged", f"The mean of what is left, times lambda {lambda_:g}.", [merged])

@@ -4,15 +4,15 @@ Exactly int(density·n) entries stay, and that may be none; division is by how m
 their weights. PEFT has no λ: it is 1 unless the recipe says otherwise.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from merging.methods._method import BlockFunction, Number, Ordered, Sampled, method
+from merging.methods._method import BlockFunction, Number, Ordered, Sampled, Stage, listed, method
 from merging.methods._trim import exactly, keep, trim_each
-from merging.methods.ties import agreeing, elect
+from merging.methods.ties import ELECTED, KEPT, TRIMMED, agreeing, elect
 
 
 def floor(density: float, size: int) -> int:
@@ -45,20 +45,25 @@ def measure(
 def ties(
     deltas: Sequence[Tensor],
     weight: Annotated[Sequence[float], Number("factor on this model's share", 1, 1, 0, 2)],
-    density: Annotated[  # noqa: ARG001  # `measure` reads it, and hands over a threshold
+    density: Annotated[
         Sequence[float], Number("part of the changes that is kept", 1, 0.5, 0, 1, (0, 1))
     ],
     lambda_: Annotated[float, Number("length of the merged step", 1, 1, 0, 3)],
     *,
     threshold: Sequence[int],
     spare: Sequence[int | None] | None,
-) -> Tensor:
+) -> Iterator[Stage]:
     """λ·(the weighted deltas that agree, over their number)."""
     trimmed = trim_each(deltas, threshold, spare)
+    yield Stage("Trimmed", TRIMMED.format(listed(density)), trimmed)
     sign = elect(trimmed)
+    yield Stage("Elected sign", ELECTED, [sign])
+    agreed = [agreeing(entries, sign) for entries in trimmed]
+    yield Stage("Kept", KEPT, agreed, sign)
     total, count = torch.zeros_like(sign), torch.zeros_like(sign)
-    for entries, w in zip(trimmed, weight, strict=True):
-        own = agreeing(entries, sign)
+    for own, w in zip(agreed, weight, strict=True):
         total.add_(own, alpha=w)
         count.add_(own.sign_())
-    return total.div_(count.clamp_(min=1)).mul_(sign).mul_(lambda_)
+    merged = total.div_(count.clamp_(min=1)).mul_(sign).mul_(lambda_)
+    told = f"The mean of what is left, times weight {listed(weight)}, times lambda {lambda_:g}."
+    yield Stage("Merged", told, [merged])

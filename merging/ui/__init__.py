@@ -25,6 +25,7 @@ from merging.ui import (
     keeping,
     look,
     prompting,
+    stepping,
 )  # fmt: skip
 from merging.ui import form as forms
 from merging.ui.api import ASKING, LIMIT, endpoints
@@ -65,7 +66,7 @@ def build() -> gr.Blocks:
         page = layout(private)
         _forming(page)
         _finding(page)
-        _running(page)
+        _stepping(page, _running(page))
         _comparing(page)
         _deciding(page)
         _prompting(page)
@@ -138,8 +139,8 @@ def _finding(page: Page) -> None:
     gr.on(others, lambda: gr.Dataset(visible=False), None, chips, **quick)
 
 
-def _running(page: Page) -> None:
-    """Whatever reaches the device, and what stops it."""
+def _running(page: Page) -> Any:
+    """Whatever reaches the device, and what stops it; returns the event of a merge."""
     trying = _trying(page)
     examined = _on(page.buttons["run-sheet"].click, examining.run, page, page.asking(),
                    page.examined(), **ASKING, **_queued(page.sheet_status))  # fmt: skip
@@ -148,6 +149,7 @@ def _running(page: Page) -> None:
                   **_queued(page.progress))  # fmt: skip
     _merged(page, merging)
     _stopping(page, trying, merging, examined)
+    return merging
 
 
 def _queued(*where: Any) -> dict[str, Any]:
@@ -248,6 +250,22 @@ def _comparing(page: Page) -> None:
     for wide in (*named, *(booth.wide for booth in page.unnamed)):
         wide.click(None, js=f"() => window.playground.enlarge('{wide.elem_id}')")
     page.folded.change(None, page.folded, js="(slots) => window.playground.fold(slots)")
+
+
+def _stepping(page: Page, merging: Any) -> None:
+    """One tensor step by step. The browser asks for it only while it is unfolded."""
+    look = "(text) => window.playground.look(text)"
+    for trigger in (page.steps_box.expand, page.recipe.change, merging.then):
+        trigger(None, page.recipe, page.steps_of, js=look)
+    asked = {page.steps_of, page.tensor, page.first_row, page.first_column, page.steps_shown,
+             page.pins}  # fmt: skip
+    shown = {page.steps, page.steps_status, page.steps_shown, page.tensor, page.first_row,
+             page.first_column}  # fmt: skip
+    moved = (page.tensor, page.first_row, page.first_column)
+    for trigger in (page.steps_of.change, *(part.input for part in moved)):
+        stepped = _on(trigger, stepping.show, page, asked, shown, queue=False,
+                      trigger_mode="always_last")  # fmt: skip
+        stepped.then(None, js="() => window.playground.follow()")
 
 
 def _deciding(page: Page) -> None:

@@ -43,6 +43,14 @@ class Page:
     progress: gr.HTML
     sanity: gr.HTML
     judged: gr.State
+    steps_box: gr.Accordion
+    steps_of: gr.JSON
+    tensor: gr.Dropdown
+    first_row: gr.Slider
+    first_column: gr.Slider
+    steps: gr.HTML
+    steps_status: gr.HTML
+    steps_shown: gr.State
     row: gr.Row
     columns: Mapping[str, Column]
     legend: gr.HTML
@@ -140,6 +148,9 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             parts, pickers = _choose(known, buttons)
         with gr.Column(elem_classes=["card"], min_width=320, scale=5):
             parts |= _merge(pickers, buttons)
+    with gr.Accordion("Step by step", open=False, elem_id="stepping") as steps_box:
+        parts |= panels.stepping()
+    parts |= {"steps_box": steps_box, "steps_of": gr.JSON(visible="hidden", elem_id="steps-of")}
     with gr.Column(elem_classes=["card"], elem_id="chat"):
         parts |= _chat(known[0], buttons)
         with gr.Accordion("Where the merge decides", open=False, elem_id="deciding"):

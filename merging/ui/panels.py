@@ -1,4 +1,4 @@
-"""What lies folded beneath the chat: each panel's components, by their names in `layout.Page`."""
+"""What lies folded beneath merge and chat: each panel's components, by their names in `layout.Page`."""
 
 from typing import Any
 
@@ -14,6 +14,24 @@ from merging.ui.presets import Preset
 def small(name: str, label: str) -> gr.Button:
     """A button among others."""
     return gr.Button(label, size="sm", min_width=0, elem_id=name)
+
+
+def stepping() -> dict[str, Any]:
+    """One tensor of the merge, step by step."""
+    with gr.Row(elem_classes=["stepping"]):
+        tensor = gr.Dropdown(
+            [], label="Tensor", info="one of the merged model's", min_width=240, scale=3,
+            elem_id="tensor", elem_classes=["picker"],
+        )  # fmt: skip
+        row = gr.Slider(1, 2, 1, step=1, label="From row", min_width=140, elem_id="first-row")
+        column = gr.Slider(
+            1, 2, 1, step=1, label="From column", min_width=140, elem_id="first-column"
+        )
+    return {
+        "tensor": tensor, "first_row": row, "first_column": column,
+        "steps_status": gr.HTML(elem_id="steps-status"), "steps": gr.HTML(elem_id="steps"),
+        "steps_shown": gr.State(((), "", ())),
+    }  # fmt: skip
 
 
 def deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:

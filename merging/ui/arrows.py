@@ -1,0 +1,117 @@
+"""Two models as arrows, and the merged one between them: how it turns and how long it stays.
+
+It draws what `stepwise` finds, as a picture in SVG.
+"""
+
+from collections.abc import Sequence
+from math import atan2, cos, degrees, hypot, pi, radians, sin
+
+from merging.stepwise import Arrows, View
+from merging.ui import look
+
+LENGTH = 270
+"""Of the longest arrow, in the picture's units."""
+LEAST = 50
+"""Degrees at which two arrows can be told apart; nearer ones are drawn wider, and said to be."""
+ROOM = 46
+"""About the arrows, for what is written at their tips."""
+LABELS = (("a", "A", 30.0), ("b", "B", -30.0), ("merged", "Merged", 0.0))
+
+Point = tuple[float, float]
+
+
+def drawn(view: View) -> str:
+    """Picture and sentence; nothing where the merged model is not in its models' plane."""
+    if view.arrows is None or view.cosine is None:
+        return ""
+    angle = _angle(view.arrows.tips[1])
+    wider = max(1.0, radians(LEAST) / angle)
+    told = _told(view, angle, wider)
+    return (
+        f'<figure class="arrows">{_picture(view.arrows, angle, wider)}'
+        f"<figcaption>{told}</figcaption></figure>"
+    )
+
+
+def _told(view: View, angle: float, wider: float) -> str:
+    assert view.arrows is not None and view.cosine is not None
+    a, b, merged = view.lengths
+    along = view.arrows.along
+    at = f"<b>{along} = {view.step.values[along]:g}</b>" if along else ""
+    how = {
+        "spherical": "spherical: the merged one goes along the arc",
+        "LERP": "LERP: so near one line that the arc is as good as its chord",
+    }.get(view.outcome or "", "")
+    lines = [
+        f"The angle between A and B is <b>{degrees(angle):.2f}°</b> (cosine {view.cosine:.4f}).",
+        " · ".join(part for part in (at, how) if part),
+        f"Lengths: A {a:.4g}, B {b:.4g}, merged <b>{merged:.4g}</b>.",
+    ]
+    if view.outcome == "spherical":
+        straight = _straight(view.arrows, float(view.step.values[along]))
+        lines.append(f"The straight line between them would give {straight:.4g}.")
+    if wider > 1:
+        lines.append(f"Drawn {wider:.1f} times as wide as it is.")
+    return "".join(f"<p>{line}</p>" for line in lines if line)
+
+
+def _straight(arrows: Arrows, share: float) -> float:
+    """How long the point of the chord is that divides it so."""
+    (ax, ay), (bx, by), _ = arrows.tips
+    return hypot(ax + (bx - ax) * share, ay + (by - ay) * share)
+
+
+def _angle(point: Point) -> float:
+    """From A, in radians."""
+    return atan2(point[1], point[0])
+
+
+def _picture(arrows: Arrows, angle: float, wider: float) -> str:
+    """The fan stands upright: A to its left, turned to the right by each angle."""
+    longest = max(hypot(*p) for p in (*arrows.tips, *arrows.way)) or 1.0
+
+    def place(point: Point) -> Point:
+        turned = pi / 2 + wider * (angle / 2 - _angle(point))
+        length = LENGTH * hypot(*point) / longest
+        return length * cos(turned), -length * sin(turned)
+
+    tips = [place(tip) for tip in arrows.tips]
+    chord = _line([place(point) for point in _between(arrows.tips[0], arrows.tips[1])], "chord")
+    way = _line([place(point) for point in arrows.way], "arc")
+    labels = "".join(_arrow(tip, *own) for tip, own in zip(tips, LABELS, strict=True))
+    xs, ys = zip(*tips, (0.0, 0.0), strict=True)
+    left, top = min(*xs, -150) - ROOM - 40, min(ys) - ROOM
+    box = f"{left:.0f} {top:.0f} {max(*xs, 150) + ROOM + 40 - left:.0f} {max(ys) + 14 - top:.0f}"
+    heads = "".join(
+        f'<marker id="head-{slot}" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="5" '
+        f'markerHeight="5" orient="auto"><path class="tip {slot}" d="M0 0 10 5 0 10z"/></marker>'
+        for slot, _, _ in LABELS
+    )
+    return (
+        f'<svg viewBox="{box}" role="img" aria-label="A, B and the merged model as arrows">'
+        f"<defs>{heads}</defs>{chord}{way}{labels}</svg>"
+    )
+
+
+def _between(a: Point, b: Point, pieces: int = 24) -> list[Point]:
+    """A straight line in pieces: drawn wider it is none."""
+    shares = [n / pieces for n in range(pieces + 1)]
+    return [(a[0] + (b[0] - a[0]) * s, a[1] + (b[1] - a[1]) * s) for s in shares]
+
+
+def _line(points: Sequence[Point], kind: str) -> str:
+    if not points:
+        return ""
+    return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+
+
+def _arrow(tip: Point, slot: str, name: str, _shift: float) -> str:
+    x, y = tip
+    length = hypot(x, y) or 1.0
+    out_x, out_y = x * (1 + 24 / length), y * (1 + 24 / length) + 6
+    anchor = "end" if x < -12 else "start" if x > 12 else "middle"
+    return (
+        f'<g class="arrow {slot}"><line x1="0" y1="0" x2="{x:.1f}" y2="{y:.1f}" '
+        f'marker-end="url(#head-{slot})"/><text x="{out_x:.1f}" y="{out_y:.1f}" '
+        f'text-anchor="{anchor}">{look.MARKS[slot]} {name}</text></g>'
+    )
