@@ -285,9 +285,10 @@ def _way(
     method: Method, step: Step, models: Tensor, numbers: Mapping[str, Any]
 ) -> tuple[str, Tensor]:
     """Where the method takes the two vectors while a parameter with two ends runs from one to the
-    other; nowhere if it has none.
+    other; nowhere if it has none, or looks at single entries.
     """
-    for p in method.parameters:
+    blind = not any(isinstance(number, PerBlock) for number in numbers.values())
+    for p in method.parameters if blind else ():
         if isinstance(p.control, Number) and not p.per_model and isfinite(sum(p.control.limits)):
             low, high = p.control.limits
             at = [low + (high - low) * n / POINTS for n in range(POINTS + 1)]

@@ -203,11 +203,11 @@ def _only(combine: Callable[..., Tensor], help: str) -> Callable[..., Iterator[S
 def listed(values: Sequence[float]) -> str:
     """A parameter's values for the models, once where they are equal.
 
-    >>> listed([0.5, 0.5]), listed([0.5, 1])
-    ('0.5', '0.5 and 1')
+    >>> listed([0.5, 0.5]), listed([0.5, 1, 2])
+    ('0.5', '0.5, 1 and 2')
     """
-    found = [f"{value:g}" for value in values]
-    return found[0] if len(set(found)) == 1 else " and ".join(found)
+    *others, last = (f"{value:g}" for value in values)
+    return f"{', '.join(others)} and {last}" if {*others} - {last} else last
 
 
 def _parameter(p: inspect.Parameter) -> Parameter:

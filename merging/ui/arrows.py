@@ -3,7 +3,7 @@
 It draws what `stepwise` finds, as a picture in SVG.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import atan2, cos, degrees, hypot, pi, radians, sin
 
 from merging.stepwise import Arrows, View
@@ -15,44 +15,44 @@ LEAST = 50
 """Degrees at which two arrows can be told apart; nearer ones are drawn wider, and said to be."""
 ROOM = 46
 """About the arrows, for what is written at their tips."""
-LABELS = (("a", "A", 30.0), ("b", "B", -30.0), ("merged", "Merged", 0.0))
+LABELS = (("a", "A"), ("b", "B"), ("merged", "Merged"))
+
+HOW = {
+    "spherical": "spherical: along the arc",
+    "LERP": "LERP: so near one line that the chord is as good as the arc",
+}
+"""What is said of a method's outcome."""
+ON_A_LINE = "A and B lie on one line, or one of them is 0, so that there is no arc between them:"
 
 Point = tuple[float, float]
 
 
 def drawn(view: View) -> str:
-    """Picture and sentence; nothing where the merged model is not in its models' plane."""
-    if view.arrows is None or view.cosine is None:
-        return ""
+    """Picture and sentences; nothing where the merged model is not in its models' plane."""
+    if view.arrows is None:
+        told = f"<p>{ON_A_LINE} <b>{view.outcome}</b>.</p>" if view.outcome else ""
+        return f'<figure class="arrows"><figcaption>{told}</figcaption></figure>' if told else ""
     angle = _angle(view.arrows.tips[1])
     wider = max(1.0, radians(LEAST) / angle)
-    told = _told(view, angle, wider)
+    lines = [*_told(view, view.arrows, angle)]
+    if wider > 1:
+        lines.append(f"The angle is drawn {wider:.1f} times as wide, to be seen; lengths are true.")
     return (
         f'<figure class="arrows">{_picture(view.arrows, angle, wider)}'
-        f"<figcaption>{told}</figcaption></figure>"
+        f"<figcaption>{''.join(f'<p>{line}</p>' for line in lines)}</figcaption></figure>"
     )
 
 
-def _told(view: View, angle: float, wider: float) -> str:
-    assert view.arrows is not None and view.cosine is not None
+def _told(view: View, arrows: Arrows, angle: float) -> Iterator[str]:
     a, b, merged = view.lengths
-    along = view.arrows.along
-    at = f"<b>{along} = {view.step.values[along]:g}</b>" if along else ""
-    how = {
-        "spherical": "spherical: the merged one goes along the arc",
-        "LERP": "LERP: so near one line that the arc is as good as its chord",
-    }.get(view.outcome or "", "")
-    lines = [
-        f"The angle between A and B is <b>{degrees(angle):.2f}°</b> (cosine {view.cosine:.4f}).",
-        " · ".join(part for part in (at, how) if part),
-        f"Lengths: A {a:.4g}, B {b:.4g}, merged <b>{merged:.4g}</b>.",
-    ]
+    yield f"The angle between A and B is <b>{degrees(angle):.2f}°</b> (cosine {view.cosine:.4f})."
+    share = view.step.values.get(arrows.along)
+    if share is not None:
+        yield f"<b>{arrows.along} = {share:g}</b> · {HOW.get(view.outcome or '', '')}"
+    yield f"Lengths: A {a:#.4g}, B {b:#.4g}, merged <b>{merged:#.4g}</b>."
     if view.outcome == "spherical":
-        straight = _straight(view.arrows, float(view.step.values[along]))
-        lines.append(f"The straight line between them would give {straight:.4g}.")
-    if wider > 1:
-        lines.append(f"Drawn {wider:.1f} times as wide as it is.")
-    return "".join(f"<p>{line}</p>" for line in lines if line)
+        straight = _straight(arrows, float(view.step.values[arrows.along]))
+        yield f"The straight line between them, dashed, would give {straight:#.4g}."
 
 
 def _straight(arrows: Arrows, share: float) -> float:
@@ -85,7 +85,7 @@ def _picture(arrows: Arrows, angle: float, wider: float) -> str:
     heads = "".join(
         f'<marker id="head-{slot}" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="5" '
         f'markerHeight="5" orient="auto"><path class="tip {slot}" d="M0 0 10 5 0 10z"/></marker>'
-        for slot, _, _ in LABELS
+        for slot, _ in LABELS
     )
     return (
         f'<svg viewBox="{box}" role="img" aria-label="A, B and the merged model as arrows">'
@@ -105,7 +105,7 @@ def _line(points: Sequence[Point], kind: str) -> str:
     return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
 
 
-def _arrow(tip: Point, slot: str, name: str, _shift: float) -> str:
+def _arrow(tip: Point, slot: str, name: str) -> str:
     x, y = tip
     length = hypot(x, y) or 1.0
     out_x, out_y = x * (1 + 24 / length), y * (1 + 24 / length) + 6

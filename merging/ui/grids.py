@@ -17,6 +17,8 @@ LEAST = 14
 """Per cent of its colour that a cell has at least, unless it is 0."""
 CURVE = 0.7
 """Below 1, so that small entries can be told from 0."""
+FEW = 3
+"""Steps of which fewer leave room for the models' grids beside each other."""
 SLOTS = "abc"
 
 
@@ -32,8 +34,9 @@ def drawn(view: View) -> str:
         f'<p data-cell="{n}"{" class=chosen" if n == chosen else ""}>{_way(view, n)}</p>'
         for n in range(first[0].numel())
     )
+    brief = " brief" if len(sections) < FEW else ""
     return (
-        f'<div class="stages" data-columns="{first.shape[2]}" data-start="{chosen}">'
+        f'<div class="stages{brief}" data-columns="{first.shape[2]}" data-start="{chosen}">'
         f'{"".join(sections)}</div><div class="way" role="status">{ways}</div>{_legend(view)}'
     )
 
@@ -79,7 +82,7 @@ def _grid(view: View, stage: Shown, model: int, before: Tensor, *, vote: bool, f
 
 def _caption(model: int, own: bool, vote: bool, there: int, of: int) -> str:
     if vote:
-        return "<b>+</b> or <b>−</b>"
+        return "<b>Vote</b>"
     head = _mark(model) if own else f'<span class="mark merged">{look.MARKS["merged"]}</span>'
     count = f"<span>{there} of {of}</span>" if there < of else ""
     return f"{head} <b>{_name(model) if own else 'Merged'}</b>{count}"
@@ -104,17 +107,17 @@ def _counted(view: View, number: int, before: Tensor, vote: bool) -> str:
     if vote:
         differ = int(((before.amax(0) > 0) & (before.amin(0) < 0)).sum())
         whole = next(s.differ for s in reversed(view.stages[:number]) if len(s.patch) > 1)
-        return f"Both signs in {differ} of these {here}, in {whole:,} of all {size:,}."
+        return f"They disagree in {differ} of these {here}, in {whole:,} of all {size:,}."
     if number == len(view.stages) - 1:
-        return _lengths(view)
-    names = " and ".join(f"{_name(m)} {count:,}" for m, count in enumerate(stage.counts))
-    return f"Of all {size:,}: {names}." if min(stage.counts) < size else ""
+        return "" if view.arrows else _lengths(view)
+    names = ", ".join(f"{_name(m)} {count:,}" for m, count in enumerate(stage.counts))
+    return f"In the whole tensor: {names} of {size:,}." if min(stage.counts) < size else ""
 
 
 def _lengths(view: View) -> str:
     *models, merged = view.lengths
-    own = ", ".join(f"{_name(m)} {length:.4g}" for m, length in enumerate(models))
-    return f"Lengths: {own}, merged {merged:.4g}."
+    own = ", ".join(f"{_name(m)} {length:#.4g}" for m, length in enumerate(models))
+    return f"Lengths: {own}, merged {merged:#.4g}."
 
 
 def _way(view: View, cell: int) -> str:
@@ -188,9 +191,7 @@ def _shade(value: float, scale: float) -> int:
 
 
 def _number(view: View, value: float) -> str:
-    """With a sign, and as many decimals as the largest of the inputs has four digits.
-
-    A minus is as wide as a plus."""
+    """With its sign, and so many decimals that the largest of the inputs has four digits."""
     decimals = min(9, max(1, 3 - floor(log10(_scale(view)))))
     return f"{value:+.{decimals}f}".replace("-", "−") if value else "0"
 

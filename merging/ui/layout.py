@@ -148,9 +148,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             parts, pickers = _choose(known, buttons)
         with gr.Column(elem_classes=["card"], min_width=320, scale=5):
             parts |= _merge(pickers, buttons)
-    with gr.Accordion("Step by step", open=False, elem_id="stepping") as steps_box:
-        parts |= panels.stepping()
-    parts |= {"steps_box": steps_box, "steps_of": gr.JSON(visible="hidden", elem_id="steps-of")}
+    parts |= panels.stepping()
     with gr.Column(elem_classes=["card"], elem_id="chat"):
         parts |= _chat(known[0], buttons)
         with gr.Accordion("Where the merge decides", open=False, elem_id="deciding"):

@@ -1,4 +1,4 @@
-"""What lies folded beneath merge and chat: each panel's components, by their names in `layout.Page`."""
+"""What lies folded beneath merge and chat: each panel's components, by their names in the Page."""
 
 from typing import Any
 
@@ -18,19 +18,23 @@ def small(name: str, label: str) -> gr.Button:
 
 def stepping() -> dict[str, Any]:
     """One tensor of the merge, step by step."""
-    with gr.Row(elem_classes=["stepping"]):
-        tensor = gr.Dropdown(
-            [], label="Tensor", info="one of the merged model's", min_width=240, scale=3,
-            elem_id="tensor", elem_classes=["picker"],
-        )  # fmt: skip
-        row = gr.Slider(1, 2, 1, step=1, label="From row", min_width=140, elem_id="first-row")
-        column = gr.Slider(
-            1, 2, 1, step=1, label="From column", min_width=140, elem_id="first-column"
-        )
+    with gr.Accordion("Step by step", open=False, elem_id="stepping") as box:
+        with gr.Row(elem_classes=["stepping"]):
+            tensor = gr.Dropdown(
+                [], label="Tensor", info="one of the merged model's", min_width=240, scale=3,
+                elem_id="tensor", elem_classes=["picker"],
+            )  # fmt: skip
+            row, column = (
+                gr.Slider(
+                    1, 2, 1, step=1, label=what.capitalize(), min_width=140, elem_id=f"first-{what}"
+                )
+                for what in ("row", "column")
+            )
+        status, steps = gr.HTML(elem_id="steps-status"), gr.HTML(elem_id="steps")
     return {
-        "tensor": tensor, "first_row": row, "first_column": column,
-        "steps_status": gr.HTML(elem_id="steps-status"), "steps": gr.HTML(elem_id="steps"),
-        "steps_shown": gr.State(((), "", ())),
+        "steps_box": box, "steps_of": gr.JSON(visible="hidden", elem_id="steps-of"),
+        "tensor": tensor, "first_row": row, "first_column": column, "steps_status": status,
+        "steps": steps, "steps_shown": gr.State(((), "", ())),
     }  # fmt: skip
 
 

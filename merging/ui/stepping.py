@@ -51,7 +51,7 @@ def _chosen(decided: Plan, name: str | None) -> tuple[Step, tuple[str, ...]]:
 def _offered(page: Page, step: Step, names: tuple[str, ...]) -> Updates:
     rows, columns = stepwise.sides(step)
 
-    def places(size: int) -> dict[str, Any]:
+    def places(size: int) -> Any:
         most = max(1, size - SIDE + 1)
         return gr.update(value=1, maximum=max(2, most), interactive=most > 1)
 
