@@ -5,44 +5,40 @@ The steps are the method's own, run by the loop's own code over the whole tensor
 written. It knows plans and sources, and draws nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from math import acos, cos, isfinite, sin, sqrt
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from merging import inputs
+from merging import inputs, plane
 from merging.blocks import Block, Filling, NotFiniteError, Part, combine, measure, returned
 from merging.errors import MergeError
 from merging.figures import products
-from merging.methods import Method, Number
 from merging.methods._method import PerBlock, Stage
 from merging.names import layer
 from merging.pairing import Step
 from merging.plan import Plan
+from merging.plane import Arrows
 from merging.sources import Remote
 from merging.threads import over, pooled
 
-LIMIT = 1 << 24
-"""Elements of a tensor, at most: a second's work or so. It is also how many a whole model may have
-to be measured, where a method measures whole models."""
+LIMIT = 1 << 22
+"""Elements of a tensor, at most, which take half a second of a core; and of a whole model, where a
+method measures whole models.
+"""
 SIDE = 8
 """Rows and columns of what is looked at."""
-POINTS = 32
-"""Pieces of the way that is drawn between two models."""
-FLAT = 1e-3
-"""How far, of its length, a merged vector may stand off the plane of its models to be drawn in."""
 CHANGED = "What each model changed: its weights, less the base's."
 OWN = "The models' own weights."
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One stage. `patch` is (models or 1, rows, columns), float32.
+    """One stage. `patch` is (models or 1, rows, columns), float32; `shared` if it is one for all.
 
     Of the whole tensor, `counts` are each one's entries that are not 0, `differ` is the number of
     those in which the models have both signs.
@@ -50,21 +46,10 @@ class Shown:
 
     name: str
     help: str
+    shared: bool
     patch: Tensor
     counts: tuple[int, ...]
     differ: int
-
-
-@dataclass(frozen=True)
-class Arrows:
-    """Two models and the merged one as vectors (x, y) in the plane of the two, A along x.
-
-    `way` is where the merged one goes as `along`, the parameter's name, runs through its range.
-    """
-
-    tips: tuple[tuple[float, float], ...]
-    way: tuple[tuple[float, float], ...]
-    along: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,6 @@ class View:
     """
 
     step: Step
-    method: Method
     models: tuple[str, ...]
     row: int
     column: int
@@ -138,19 +122,18 @@ def look(plan: Plan, step: Step, row: int = 0, column: int = 0) -> View:
                 f"`{step.name}` does not stay finite: choose a smaller step, or other models."
             ) from error
     gram, models = seen.gram, len(seen.stages[0].patch)
-    cosine = _cosine(gram) if models == 2 else None
-    found = plan.method.outcome(**numbers) if plan.method.outcome else None
+    outcome, pair = plan.method.outcome, models == 2
     return View(
-        step, plan.method, tuple(plan.sources[n].name for n in step.sources[:models]),
-        row, column, seen.stages, seen.base, _cut(out, places),
-        tuple(gram.diagonal().clamp(min=0).sqrt().tolist()), cosine, found,
-        _arrows(plan.method, step, gram, cosine, numbers), alone,
+        step, tuple(plan.sources[n].name for n in step.sources[:models]), row, column,
+        seen.stages, seen.base, out[places], tuple(gram.diagonal().clamp(min=0).sqrt().tolist()),
+        plane.cosine(gram) if pair else None, outcome(**numbers) if outcome else None,
+        plane.arrows(plan.method, step.values, numbers, gram) if pair else None, alone,
     )  # fmt: skip
 
 
 def _check(plan: Plan, step: Step) -> None:
-    away = [plan.sources[n] for n in step.sources]
-    for source in away:
+    parents = [plan.sources[n] for n in step.sources]
+    for source in parents:
         if any(isinstance(part, Remote) for part in source.parts):
             raise MergeError(
                 f"{source.name} is not on this machine yet: press Merge, which fetches it."
@@ -160,7 +143,7 @@ def _check(plan: Plan, step: Step) -> None:
             f"`{step.name}` has {step.size:,} entries, too many to go through at each step: "
             f"choose one of at most {LIMIT:,}."
         )
-    if len(away) - plan.based < 2 and not plan.based:
+    if len(parents) < 2:  # nor is there a base
         raise MergeError(
             f"{plan.method.title} takes each tensor from one model as it is: "
             "there is nothing that happens step by step. Choose a method that merges."
@@ -174,10 +157,6 @@ def _places(step: Step, row: int, column: int) -> Tensor:
     across = torch.arange(column, min(columns, column + SIDE))
     places = down[:, None] * columns + across
     return places[places[:, -1] < step.size]  # a vector's last row may be short
-
-
-def _cut(values: Tensor, places: Tensor) -> Tensor:
-    return values.reshape(-1)[places]
 
 
 def _numbers(plan: Plan, part: Part, pool: ThreadPoolExecutor) -> tuple[dict[str, Any], bool]:
@@ -205,6 +184,7 @@ class _Facts(NamedTuple):
 
     name: str
     help: str
+    shared: bool
     entries: Tensor
     counts: Tensor
     differ: Tensor
@@ -221,9 +201,10 @@ def _seen(part: Part, numbers: dict[str, Any], places: Tensor, pool: ThreadPoolE
     for facts in zip(*(own for own, _, _ in found), strict=True):
         patch = torch.cat([f.entries for f in facts], 1)
         counts = torch.stack([f.counts for f in facts]).sum(0)
+        name, help, shared, *_ = facts[0]
         stages.append(Shown(
-            facts[0].name, facts[0].help, patch.view(len(patch), *places.shape),
-            tuple(counts.tolist()), int(sum(f.differ for f in facts)),
+            name, help, shared, patch.view(len(patch), *places.shape), tuple(counts.tolist()),
+            int(sum(f.differ for f in facts)),
         ))  # fmt: skip
     bases = [base for _, base, _ in found if base is not None]
     base = torch.cat(bases).view(places.shape) if bases else None
@@ -245,58 +226,20 @@ def _block(
     for stage in chain([first], stages):  # one by one: the next may write into what it gave
         facts.append(_facts(stage, here))
         last = stage
-    gram = products([*models, *last.tensors])
+    gram = products([*models, *_tensors(last)])
     return facts, None if base is None else base.reshape(-1)[here], gram
 
 
 def _facts(stage: Stage, here: Tensor) -> _Facts:
-    values = torch.stack([t.reshape(-1) for t in stage.tensors])
+    values = torch.stack([t.reshape(-1) for t in _tensors(stage)])
     if stage.sign is not None:
         values = values * stage.sign.reshape(-1)
     differ = (values.amax(0) > 0) & (values.amin(0) < 0)
     return _Facts(
-        stage.name, stage.help, values[:, here], values.count_nonzero(1), differ.count_nonzero()
-    )
+        stage.name, stage.help, isinstance(stage.tensors, Tensor),
+        values[:, here], values.count_nonzero(1), differ.count_nonzero(),
+    )  # fmt: skip
 
 
-def _cosine(gram: Tensor) -> float | None:
-    """Between the two inputs; None where one of them is zero."""
-    lengths = sqrt(gram[0, 0]) * sqrt(gram[1, 1])
-    return max(-1.0, min(1.0, float(gram[0, 1]) / lengths)) if lengths else None
-
-
-def _arrows(
-    method: Method, step: Step, gram: Tensor, cosine: float | None, numbers: Mapping[str, Any]
-) -> Arrows | None:
-    """The models and the merged one in a plane; None if it does not lie there, or there is none."""
-    if cosine is None or abs(cosine) >= 1:
-        return None
-    angle, (a, b) = acos(cosine), gram.diagonal()[:2].sqrt().tolist()
-    models = torch.tensor([[a, 0.0], [b * cos(angle), b * sin(angle)]], dtype=torch.float64)
-    merged = torch.linalg.solve(models, gram[:2, 2])
-    off = float(gram[2, 2] - merged.square().sum())
-    if off > FLAT**2 * float(gram[2, 2]):
-        return None
-    along, way = _way(method, step, models, numbers)
-    return Arrows((*_points(models), *_points(merged[None])), _points(way), along)
-
-
-def _way(
-    method: Method, step: Step, models: Tensor, numbers: Mapping[str, Any]
-) -> tuple[str, Tensor]:
-    """Where the method takes the two vectors while a parameter with two ends runs from one to the
-    other; nowhere if it has none, or looks at single entries.
-    """
-    blind = not any(isinstance(number, PerBlock) for number in numbers.values())
-    for p in method.parameters if blind else ():
-        if isinstance(p.control, Number) and not p.per_model and isfinite(sum(p.control.limits)):
-            low, high = p.control.limits
-            at = [low + (high - low) * n / POINTS for n in range(POINTS + 1)]
-            values = [method.arguments({**step.values, p.name: value}) for value in at]
-            way = [method.combine(list(models.clone()), **own, **numbers) for own in values]
-            return p.name, torch.stack(way)
-    return "", models[:0]
-
-
-def _points(vectors: Tensor) -> tuple[tuple[float, float], ...]:
-    return tuple((x, y) for x, y in vectors.tolist())
+def _tensors(stage: Stage) -> Sequence[Tensor]:
+    return [stage.tensors] if isinstance(stage.tensors, Tensor) else stage.tensors

@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin
 
 from torch import Tensor
 
@@ -56,13 +56,13 @@ class PerBlock:
 
 
 class Stage(NamedTuple):
-    """A step on a method's way: one tensor a model, or one for all, each to be multiplied by `sign`
+    """A step on a method's way: a tensor for each model, or one for all, to be multiplied by `sign`
     if there is one. They hold until the next step is asked for, which may write into them.
     """
 
     name: str
     help: str
-    tensors: Sequence[Tensor]
+    tensors: Sequence[Tensor] | Tensor
     sign: Tensor | None = None
 
 
@@ -185,7 +185,7 @@ def _last(stages: Callable[..., Iterator[Stage]]) -> Callable[..., Tensor]:
     def combine(*arguments: Any, **named: Any) -> Tensor:
         for stage in stages(*arguments, **named):
             last = stage
-        return last.tensors[0]
+        return cast(Tensor, last.tensors)
 
     return combine
 
@@ -195,7 +195,7 @@ def _only(combine: Callable[..., Tensor], help: str) -> Callable[..., Iterator[S
 
     @wraps(combine)
     def stages(*arguments: Any, **named: Any) -> Iterator[Stage]:
-        yield Stage("Merged", help, [combine(*arguments, **named)])
+        yield Stage("Merged", help, combine(*arguments, **named))
 
     return stages
 

@@ -83,12 +83,12 @@ def ties(  # noqa: PLR0913  # five parameters as mergekit has them, three number
     if set(factors) != {1}:
         yield Stage("Weighted", f"What is left counts {listed(factors)} times.", weighted)
     sign = elect(weighted)
-    yield Stage("Elected sign", ELECTED, [sign])
+    yield Stage("Elected sign", ELECTED, sign)
     agreed = [agreeing(entries, sign) for entries in weighted]
     yield Stage("Kept", KEPT, agreed, sign)
     over = ", over the weights of its models" if normalize else ""
     merged = times(disjoint_merge(agreed, sign, weight, normalize), lambda_)
-    yield Stage("Merged", f"The sum of what is left{over}, times lambda {lambda_:g}.", [merged])
+    yield Stage("Merged", f"The sum of what is left{over}, times lambda {lambda_:g}.", merged)
 
 
 def elect(weighted: Sequence[Tensor], draw: bool = True) -> Tensor:

@@ -66,8 +66,8 @@ def ties(
     trimmed = trim_each(deltas, threshold, None)
     yield Stage("Trimmed", TRIMMED.format(listed(density)), trimmed)
     sign = elect(trimmed, majority > 0)
-    yield Stage("Elected sign", ELECTED, [sign])
+    yield Stage("Elected sign", ELECTED, sign)
     agreed = [agreeing(entries, sign) for entries in trimmed]
     yield Stage("Kept", KEPT, agreed, sign)
     merged = disjoint_merge(agreed, sign, [1] * len(agreed), True).mul_(lambda_)
-    yield Stage("Merged", f"The mean of what is left, times lambda {lambda_:g}.", [merged])
+    yield Stage("Merged", f"The mean of what is left, times lambda {lambda_:g}.", merged)

@@ -57,7 +57,7 @@ def ties(
     trimmed = trim_each(deltas, threshold, spare)
     yield Stage("Trimmed", TRIMMED.format(listed(density)), trimmed)
     sign = elect(trimmed)
-    yield Stage("Elected sign", ELECTED, [sign])
+    yield Stage("Elected sign", ELECTED, sign)
     agreed = [agreeing(entries, sign) for entries in trimmed]
     yield Stage("Kept", KEPT, agreed, sign)
     total, count = torch.zeros_like(sign), torch.zeros_like(sign)
@@ -66,4 +66,4 @@ def ties(
         count.add_(own.sign_())
     merged = total.div_(count.clamp_(min=1)).mul_(sign).mul_(lambda_)
     told = f"The mean of what is left, times weight {listed(weight)}, times lambda {lambda_:g}."
-    yield Stage("Merged", told, [merged])
+    yield Stage("Merged", told, merged)

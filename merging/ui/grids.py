@@ -20,6 +20,7 @@ CURVE = 0.7
 FEW = 3
 """Steps of which fewer leave room for the models' grids beside each other."""
 SLOTS = "abc"
+NOBODY = "nobody votes"
 
 
 def drawn(view: View) -> str:
@@ -28,7 +29,7 @@ def drawn(view: View) -> str:
     sections, before = [], first
     for number, stage in enumerate(view.stages):
         sections.append(_section(view, number, stage, before))
-        before = stage.patch if len(stage.patch) == len(first) else before
+        before = before if stage.shared else stage.patch
     chosen = _first_of_note(view)
     ways = "".join(
         f'<p data-cell="{n}"{" class=chosen" if n == chosen else ""}>{_way(view, n)}</p>'
@@ -42,7 +43,7 @@ def drawn(view: View) -> str:
 
 
 def _section(view: View, number: int, stage: Shown, before: Tensor) -> str:
-    vote = 0 < number < len(view.stages) - 1 and len(stage.patch) == 1
+    vote = stage.shared and stage is not view.stages[-1]
     grids = "".join(
         _grid(view, stage, model, before, vote=vote, focus=number == model == 0)
         for model in range(len(stage.patch))
@@ -56,36 +57,40 @@ def _section(view: View, number: int, stage: Shown, before: Tensor) -> str:
 
 def _grid(view: View, stage: Shown, model: int, before: Tensor, *, vote: bool, focus: bool) -> str:
     """One tensor's entries. `focus`: where the keyboard comes in."""
-    values, own = stage.patch[model].flatten().tolist(), len(stage.patch) > 1
-    earlier = before.flatten(1).T.tolist()
-    name = _name(model) if own else "merged"
+    values, earlier = stage.patch[model].flatten().tolist(), before.flatten(1).T.tolist()
+    name = stage.name if stage.shared else _name(model)
     cells = []
     for n, value in enumerate(values):
-        kind, glyph = _kind(value, earlier[n], model if own else None, vote)
+        kind, glyph = _kind(value, earlier[n], None if stage.shared else model, vote)
         shade = 60 if vote else _shade(value, _scale(view))
-        key = f' tabindex="{0 if n == 0 else -1}" aria-label="Entry {n + 1}"' if focus else ""
-        told = glyph or _number(view, value)
+        told = f"{name} {(glyph or NOBODY) if vote else _number(view, value)}"
+        key = f' role="button" tabindex="{-1 if n else 0}" aria-label="{told}"' if focus else ""
         cells.append(
             f'<i data-cell="{n}" class="{kind}" style="--v:{shade}%" '
-            f'title="{name} {told}"{key}>{glyph}</i>'
+            f'title="{told}"{key}>{glyph}</i>'
         )
     there = sum(value != 0 for value in values)
     role = 'role="group" aria-label="Entries: arrow keys choose one"' if focus else (
         f'role="img" aria-label="{escape(stage.name)}, {name}: {there} of {len(values)} are not 0"'
     )  # fmt: skip
     return (
-        f"<figure><figcaption>{_caption(model, own, vote, there, len(values))}</figcaption>"
+        f"<figure><figcaption>{_caption(view, stage, model, vote)}</figcaption>"
         f'<div class="cells" {role} style="--n:{stage.patch.shape[2]}">{"".join(cells)}</div>'
         "</figure>"
     )
 
 
-def _caption(model: int, own: bool, vote: bool, there: int, of: int) -> str:
+def _caption(view: View, stage: Shown, model: int, vote: bool) -> str:
+    """Whose entries they are, and how many are not 0; at first by name."""
+    values = stage.patch[model]
+    there, of = int(values.count_nonzero()), values.numel()
+    count = f"<span>{there} of {of}</span>" if there < of else ""
     if vote:
         return "<b>Vote</b>"
-    head = _mark(model) if own else f'<span class="mark merged">{look.MARKS["merged"]}</span>'
-    count = f"<span>{there} of {of}</span>" if there < of else ""
-    return f"{head} <b>{_name(model) if own else 'Merged'}</b>{count}"
+    if stage.shared:
+        return f'<span class="mark merged">{look.MARKS["merged"]}</span> <b>Merged</b>{count}'
+    title = f" · {escape(look.short(view.models[model]))}" if stage is view.stages[0] else ""
+    return f"{_mark(model)} <b>{_name(model)}</b>{title}{count}"
 
 
 def _kind(value: float, earlier: Sequence[float], model: int | None, vote: bool) -> tuple[str, str]:
@@ -106,7 +111,7 @@ def _counted(view: View, number: int, before: Tensor, vote: bool) -> str:
     stage, size, here = view.stages[number], view.step.size, before[0].numel()
     if vote:
         differ = int(((before.amax(0) > 0) & (before.amin(0) < 0)).sum())
-        whole = next(s.differ for s in reversed(view.stages[:number]) if len(s.patch) > 1)
+        whole = next(s.differ for s in reversed(view.stages[:number]) if not s.shared)
         return f"They disagree in {differ} of these {here}, in {whole:,} of all {size:,}."
     if number == len(view.stages) - 1:
         return "" if view.arrows else _lengths(view)
@@ -136,7 +141,7 @@ def _way(view: View, cell: int) -> str:
     for stage in others:
         now = _entries(stage, cell)
         parts.append(f"<b>{escape(stage.name)}</b> {', '.join(_became(view, stage, now, before))}")
-        before = now if len(now) == len(before) else before
+        before = before if stage.shared else now
     if view.base is not None:
         base, merged = (t.flatten()[cell].item() for t in (view.base, view.merged))
         parts.append(f"<b>Weight</b> {_number(view, base)} becomes {_number(view, merged)}")
@@ -146,9 +151,9 @@ def _way(view: View, cell: int) -> str:
 def _became(
     view: View, stage: Shown, now: Sequence[float], before: Sequence[float]
 ) -> Iterator[str]:
-    if len(now) == 1 and stage is not view.stages[-1]:
-        yield ("+" if now[0] > 0 else "−") if any(before) else "nobody votes"
-    elif len(now) == 1:
+    if stage.shared and stage is not view.stages[-1]:
+        yield ("+" if now[0] > 0 else "−") if any(before) else NOBODY
+    elif stage.shared:
         yield _number(view, now[0])
     else:
         for model, (value, was) in enumerate(zip(now, before, strict=True)):
@@ -163,8 +168,7 @@ def _entries(stage: Shown, cell: int) -> list[float]:
 
 def _first_of_note(view: View) -> int:
     """The first entry in which the models disagree before the vote, else the first."""
-    stages = [s.patch for s in view.stages if len(s.patch) > 1]
-    before = stages[1] if len(stages) > 1 else stages[0] if stages else view.stages[0].patch
+    before = [s.patch for s in view.stages if not s.shared][:2][-1]
     differ = ((before.amax(0) > 0) & (before.amin(0) < 0)).flatten()
     return int(differ.nonzero()[0, 0]) if bool(differ.any()) else 0
 

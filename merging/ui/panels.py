@@ -22,7 +22,7 @@ def stepping() -> dict[str, Any]:
         with gr.Row(elem_classes=["stepping"]):
             tensor = gr.Dropdown(
                 [], label="Tensor", info="one of the merged model's", min_width=240, scale=3,
-                elem_id="tensor", elem_classes=["picker"],
+                elem_id="tensor", elem_classes=["picker"], allow_custom_value=True,
             )  # fmt: skip
             row, column = (
                 gr.Slider(

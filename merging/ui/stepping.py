@@ -29,12 +29,18 @@ def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         step, names = _chosen(decided, values[page.tensor])
         before = values[page.steps_shown]
         new = (step.name, step.shape) != before[1:]
-        row, column = (0, 0) if new else (values[page.first_row], values[page.first_column])
-        view = stepwise.look(decided, step, int(row) - 1, int(column) - 1)
+        row, column = (0, 0) if new else _first(page, values)
+        view = stepwise.look(decided, step, row, column)
     updates: Updates = {page.steps: _drawn(view), page.steps_status: _said(view)}
-    if new or names != before[0]:
+    if new or names != before[0] or values[page.tensor] != step.name:
         updates |= _offered(page, step, names)
     yield updates
+
+
+def _first(page: Page, values: Values) -> tuple[int, int]:
+    """Row and column of the patch's first entry; a field that is empty means the first."""
+    row, column = (int(values[part] or 1) - 1 for part in (page.first_row, page.first_column))
+    return row, column
 
 
 def _chosen(decided: Plan, name: str | None) -> tuple[Step, tuple[str, ...]]:
