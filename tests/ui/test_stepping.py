@@ -10,8 +10,9 @@ import pytest
 from playwright.sync_api import Locator, expect
 from safetensors.torch import load_file
 
+from tests.hub import LocalHub
 from tests.reference import cosine, kept_count
-from tests.ui.models import DEMO, WEIGHTS
+from tests.ui.models import DEMO, NAMES, TIES, WEIGHTS
 from tests.ui.playground import Playground
 
 pytestmark = pytest.mark.browser
@@ -120,4 +121,19 @@ def test_other_tensors_and_places(visit: Visit) -> None:
     expect(playground.page.locator("#steps .stages")).to_be_hidden()
     playground.part("method").locator("label", has_text="Linear").click()
     expect(playground.page.locator("#steps .arrows")).to_be_visible()
+    expect(failure).to_have_count(0)
+
+
+def test_models_that_are_not_here_yet(visit: Visit, local_hub: LocalHub) -> None:
+    """Nothing is fetched for it: a sentence says what to do, and after the merge the steps come."""
+    for name in NAMES:
+        local_hub.add(f"steps/{name}", DEMO / name)
+    playground = visit().ready()
+    playground.paste(TIES.replace("assets/demo/", "steps/"))
+    expect(playground.part("recipe-status")).to_contain_text("in use")
+    playground.unfold("Step by step")
+    failure = playground.part("steps-status").locator(".failure")
+    expect(failure).to_contain_text("not on this machine yet: press Merge")
+    playground.merge()
+    expect(playground.page.locator("#steps .stage")).to_have_count(5)
     expect(failure).to_have_count(0)
