@@ -33,7 +33,7 @@ def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         view = stepwise.look(decided, step, row, column)
     updates: Updates = {page.steps: _drawn(view), page.steps_status: _said(view)}
     if new or names != before[0] or values[page.tensor] != step.name:
-        updates |= _offered(page, step, names)
+        updates |= _offered(page, view, names)
     yield updates
 
 
@@ -54,16 +54,17 @@ def _chosen(decided: Plan, name: str | None) -> tuple[Step, tuple[str, ...]]:
     return step, tuple(s.name for s in there)
 
 
-def _offered(page: Page, step: Step, names: tuple[str, ...]) -> Updates:
-    rows, columns = stepwise.sides(step)
+def _offered(page: Page, view: View, names: tuple[str, ...]) -> Updates:
+    """The tensors to choose from, and the places in the one that is shown."""
+    step, (rows, columns) = view.step, stepwise.sides(view.step)
 
-    def places(size: int) -> Any:
-        most = max(1, size - SIDE + 1)
-        return gr.update(value=1, maximum=max(2, most), interactive=most > 1)
+    def places(at: int, size: int) -> Any:
+        last = max(1, size - SIDE + 1)
+        return gr.update(value=at + 1, maximum=max(2, last), interactive=last > 1)
 
     return {
         page.tensor: gr.update(choices=list(names), value=step.name),
-        page.first_row: places(rows), page.first_column: places(columns),
+        page.first_row: places(view.row, rows), page.first_column: places(view.column, columns),
         page.steps_shown: (names, step.name, step.shape),
     }  # fmt: skip
 
