@@ -234,18 +234,6 @@ def test_two_merges_answer_in_one_job() -> None:
     assert alone[0] == "65" != alone[1]
 
 
-def test_a_merge_is_not_pushed_out_by_the_next() -> None:
-    """Where only one of two merges fits, a sentence says so; the first stays, lent to nobody."""
-    first = beside(1.0)
-    told = answers(first)
-    library = gpu._library()
-    library.budget = library._used() * 3 // 2
-    with pytest.raises(MergeError, match=r"fewer at once"):
-        answers(beside(1.0, 0.0))
-    assert not any(library.lent.values())
-    assert library.has(first.merges["at 1.0"].identity) and answers(first) == told
-
-
 def test_a_stopped_column_is_not_heard_of_again() -> None:
     """A worker that cannot hear of it goes on; its next reply is the last, the others' all come."""
     stops: set[str] = set()
@@ -260,27 +248,6 @@ def test_a_stopped_column_is_not_heard_of_again() -> None:
     assert [r.tokens for r in heard if r.column == "a"] == [0, 1, 2, 3]
     told = [(r.tokens, r.ended) for r in heard if r.column == "b"]
     assert told == [(0, None), (1, None), (2, "stopped")]
-
-
-def test_one_after_the_other_where_all_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for the merge and one parent all columns say what they say together, also to a
-    sheet of questions; an own sentence comes where not even these two fit."""
-    job = asking(decided())
-    job = replace(job, questions=job.questions * 2)
-    whole = answers(job)
-    size = max(loaded.size for loaded in gpu._library().shelf.values())
-    for room in (2.5, 1.5):
-        monkeypatch.setattr(gpu, "budget", lambda _, room=room: int(room * size))
-        gpu._library.cache_clear()
-        if room > 2:
-            events = list(gpu.run(job))
-            assert sum(isinstance(event, gpu.Asking) for event in events) == 2 * 3
-            assert {e.column: e.text for e in events if isinstance(e, Reply)} == whole
-            assert not any(gpu._library().lent.values())
-        else:
-            with pytest.raises(MergeError, match="more memory"):
-                answers(job)
-    gpu._library.cache_clear()
 
 
 def test_seconds_grow_with_work() -> None:

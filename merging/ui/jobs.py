@@ -38,8 +38,9 @@ class Made:
 def check(recipe: Recipe, visitor: Visitor) -> tuple[Plan, tuple[Note, ...]]:
     """The plan of a merge, with its notes and those on what it costs here. No weights are read."""
     decided = plan(recipe, find=visitor.find)
-    device, room = gpu.room()
-    notes = (*decided.notes, *costs.notes(costs.costs(decided, room=room, device=device)))
+    device, room, spare = gpu.room()
+    spent = costs.costs(decided, room=room, device=device, spare=spare)
+    notes = (*decided.notes, *costs.notes(spent))
     if not gpu.granted():
         return decided, notes
     made, asked = gpu.prices(decided, LENGTH)
