@@ -24,8 +24,8 @@ from merging.plan import Plan
 from merging.working import work
 
 __all__ = [
-    "MERGED", "Asking", "Event", "Job", "Merged", "Merging", "Place", "granted", "merge_job",
-    "place", "prices", "room", "run", "seconds",
+    "MERGED", "Asking", "Bill", "Event", "Job", "Merged", "Merging", "Place", "bill", "granted",
+    "merge_job", "place", "room", "run", "seconds",
 ]  # fmt: skip
 
 ZERO_GPU = 48 * 10**9
@@ -75,17 +75,39 @@ def price(size: int, tokens: int, characters: int = 0) -> int:
     return min(120, int(5 + 3 * size / 1e9 + tokens / 40 + characters / 2000))
 
 
-def prices(plan: Plan, tokens: int) -> tuple[int, int]:
-    """Of a merge with its answer and check, and of a question to all; answers of so many tokens."""
+@dataclass(frozen=True)
+class Bill:
+    """What clicks ask for, of models of `size` bytes in so many columns, the merge's included."""
+
+    size: int
+    columns: int
+
+    def merge(self, tokens: int) -> int:
+        """A merge with its answer of so many tokens, and its check."""
+        return price(self.size, tokens + CHECK)
+
+    def ask(self, tokens: int, questions: int = 1) -> int:
+        """Questions to all."""
+        return price(self.size, tokens * self.columns * questions)
+
+    def look(self, characters: int) -> int:
+        """All read one answer, with its conversation."""
+        return price(self.size, 0, characters * self.columns)
+
+
+def bill(plan: Plan) -> Bill:
+    """Of a merge that has not been made, with its parents."""
     size = sum(i.size * i.dtype.itemsize for s in plan.sources for i in s.tensors.values())
-    return price(size, tokens + CHECK), price(size, tokens * (len(plan.columns) + 1))
+    return Bill(size, len(plan.columns) + 1)
 
 
 def seconds(job: Job) -> int:
     """What a job asks for."""
+    merges = [*{*job.merges.values()}]
     places = [*({*job.places} - {*job.parents})]
-    places += [parent for merging in set(job.merges.values()) for parent in merging.parents]
+    places += [parent for each in merges if not each.written() for parent in each.parents]
     folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
+    folders += [Path(each.files) for each in merges if each.written()]
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     tokens = sum(question.max_new_tokens for question in job.questions) * len(job.answering)
     read = job.inspection.characters() if job.inspection else 0

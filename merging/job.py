@@ -5,11 +5,13 @@ call. Nothing relies on what an earlier call left behind: the recipe is the stat
 """
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from merging.chat import Question, Reply
+from merging.errors import MergeError
 from merging.merge import Progress
 from merging.nexttoken import Inspection, NextTokens, Read
 from merging.plan import Plan
@@ -53,7 +55,11 @@ class Merging:
     def written(self) -> Local | None:
         """The merge as files, if it is there as such."""
         folder = Path(self.files)
-        return open_folder(folder, self.identity, "") if self.files and folder.is_dir() else None
+        if not self.files or not folder.is_dir():
+            return None
+        with suppress(MergeError):  # of files that are being removed
+            return open_folder(folder, self.identity, "")
+        return None
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,21 @@ def test_readmes_table_of_machines() -> None:
         assert said == [TOLD[each] for each in found], size
 
 
+def test_readmes_prices() -> None:
+    """The largest models that answer all at once on each machine, four in bf16, and what it costs:
+    the next tenth of a billion has no room.
+    """
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(.+?)` \| (.+?) B \| (.+?) \| (.+?) \|$", readme, re.MULTILINE)
+    assert [name for name, *_ in rows] == [machine.name for machine in MACHINES]
+    for machine, (_, said, hour, two) in zip(MACHINES, rows, strict=True):
+        for billions, fits in ((float(said) - 0.05, True), (float(said) + 0.05, False)):
+            spent = alike(int(2 * billions * GB), room=machine.room)
+            assert (way(spent) == "all at once") == fits
+        prices = [f"${n * machine.hourly:.2f}" if machine.hourly else "free" for n in (1, 2)]
+        assert [hour, two] == prices
+
+
 def test_keys_and_values_have_room() -> None:
     """Four columns of a Mistral 7 B at the longest that is read, in what weights leave of 16 GB."""
     a_token = 2 * 32 * 8 * 128 * 2  # keys and values, layers, heads, their width, bf16

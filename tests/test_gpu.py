@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -14,11 +17,12 @@ from safetensors.torch import load_file
 from merging import Recipe, gpu, plan
 from merging.chat import Question, Reply
 from merging.errors import MergeError
-from merging.merge import Progress
+from merging.merge import Progress, merge
 from merging.nexttoken import Inspection, NextTokens
 from merging.plan import Plan
+from merging.sinks import Folder
 from merging.sources import open_source
-from merging.ui import jobs
+from merging.ui import jobs, kept, pricing
 from merging.ui.visitor import Visitor
 from tests.conftest import changed
 from tests.ui.models import DEMO, TIES, WEIGHTS
@@ -93,6 +97,43 @@ def test_merged_again_where_it_is_gone() -> None:
     gpu._library.cache_clear()
     assert any(isinstance(event, Progress) for event in gpu.run(job))
     assert answers(job) == first
+
+
+def test_a_merge_that_lies_here_as_files_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process that does not have it; it says the same, and asks ZeroGPU for its own bytes
+    alone. Files that are damaged or gone are none: it is merged again.
+    """
+    monkeypatch.setenv("MERGING_HOME", str(tmp_path))
+    found = decided()
+    job = replace(asking(found), places=(), columns={})
+    made = [*jobs.run(job)]
+    folder = kept.files(identity(job))
+    for _ in merge(found, Folder(folder)):
+        pass
+    os.utime(folder, (0, 0))
+    written = replace(job.merges[gpu.MERGED], files=kept.at_hand(identity(job)))
+    assert folder.stat().st_mtime > time.time() - 60  # in use: it is not cleared away just now
+    large = replace(written, parents=tuple(replace(p, folder=str(tmp_path)) for p in job.parents))
+    with (tmp_path / WEIGHTS).open("wb") as file:
+        file.truncate(5 * 10**9)
+    assert gpu.seconds(gpu.Job(merges={"m": large})) == 5
+    assert gpu.seconds(gpu.Job(merges={"m": replace(large, files="")})) == 5 + 3 * 15
+
+    def again() -> list[type]:
+        gpu._library.cache_clear()
+        events = [*jobs.run(job)]
+        texts = [[e.text for e in each if isinstance(e, Reply)][-1] for each in (made, events)]
+        assert texts[0] == texts[1] == "65"
+        return [type(event) for event in events]
+
+    assert Progress not in again()
+    with (folder / WEIGHTS).open("r+b") as weights:
+        weights.truncate(10_000)
+    assert Progress in again()
+    shutil.rmtree(folder)
+    assert Progress in again()
 
 
 def test_parents_alone() -> None:
@@ -275,6 +316,29 @@ def test_what_is_told_is_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     told = f"A merge asks for {made} s of your GPU time, a question to all for {asked} s"
     assert [note.text for note in jobs.check(found.recipe, visitor)[1]][-1] == told
     assert 5 < made <= asked < 30
+
+
+def test_what_each_click_is_said_to_ask_is_what_its_job_asks() -> None:
+    """By the length of answers and the questions of the sheet, as they are set."""
+    job, sheet = asking(decided()), [["one?", ""], ["", ""], ["two?", "2"]]
+    for tokens in (128, 1024):
+        page = SimpleNamespace(bill="bill", tokens="tokens", rows="rows", price="price")
+        values = {"bill": gpu.bill(decided()), "tokens": tokens, "rows": sheet}
+        ((_, told),) = [*pricing.show(page, Visitor(), values)][0].items()  # type: ignore[arg-type]
+        question = replace(job.questions[0], max_new_tokens=tokens)
+        alone = {gpu.MERGED: question.conversations[gpu.MERGED]}
+        asked = replace(job, questions=(question,))
+        made = replace(gpu.merge_job(decided()), check=True)
+        looking = Inspection(dict.fromkeys(job.answering, ()), "x" * 4 * tokens, gpu.MERGED)
+        clicks = {
+            "Ask, Retry or New seed": asked,
+            "question sheet": replace(asked, questions=(question,) * 2),
+            "looking into an answer": replace(job, questions=(), inspection=looking),
+            "Merge": replace(made, questions=(replace(question, conversations=alone),)),
+        }
+        assert all(f"{name} {gpu.seconds(click)} s" in told for name, click in clicks.items())
+    none = dict.fromkeys(values, None)
+    assert [*pricing.show(page, Visitor(), none)] == [{"price": ""}]  # type: ignore[arg-type]
 
 
 def test_seconds_count_an_inspection() -> None:
