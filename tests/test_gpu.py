@@ -324,7 +324,7 @@ def test_what_each_click_is_said_to_ask_is_what_its_job_asks() -> None:
     for tokens in (128, 1024):
         page = SimpleNamespace(bill="bill", tokens="tokens", rows="rows", price="price")
         values = {"bill": gpu.bill(decided()), "tokens": tokens, "rows": sheet}
-        ((_, told),) = [*pricing.show(page, Visitor(), values)][0].items()  # type: ignore[arg-type]
+        (told,) = next(pricing.show(page, Visitor(), values)).values()  # type: ignore[arg-type]
         question = replace(job.questions[0], max_new_tokens=tokens)
         alone = {gpu.MERGED: question.conversations[gpu.MERGED]}
         asked = replace(job, questions=(question,))
