@@ -15,7 +15,7 @@ from merging.errors import MergeError
 from merging.figures import described, products
 from merging.hub import own_login
 from merging.hub.publish import Target
-from merging.library import budget
+from merging.library import budget, spare
 from merging.merge import Progress, Samples, default_device, fetched, merge, survey
 from merging.methods import Number, methods, variants
 from merging.plan import Plan, plan
@@ -48,7 +48,7 @@ def check(given: argparse.Namespace) -> None:
     decided = _plan(given)
     _print(f"{decided.method.title} of {', '.join(s.name for s in decided.sources)}")
     device = default_device()
-    spent = costs.costs(decided, room=budget(device), device=device)
+    spent = costs.costs(decided, room=budget(device), device=device, spare=spare(device))
     for note in [*decided.notes, *costs.notes(spent)]:
         _print(f"{MARKS[note.level]:>5}  {note.text}")
     _print(

@@ -4,9 +4,11 @@ It knows a folder's small files, no plans, and not where the tensors come from.
 """
 
 import hashlib
+import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,44 @@ def build(
     if (Path(folder) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.requires_grad_(False).eval(), report
+
+
+def spread(model: Any, device: str, room: int) -> Any:
+    """A model of the machine's memory so that as much as fits `room` bytes is on the device, and
+    the rest comes there block by block, each time that it is needed. One question at a time is
+    read: accelerate's hooks put the weights into the model itself.
+    """
+    from accelerate import dispatch_model, infer_auto_device_map
+    from accelerate.utils import extract_submodules_state_dict
+
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it warns of what we ask
+    # in accelerate's words, `cpu` is here what is held on the device, and `disk` what is not
+    places = infer_auto_device_map(
+        model, {"cpu": room, "disk": sum(p.nbytes for p in model.parameters())},
+        no_split_module_classes=model._no_split_modules,
+    )  # fmt: skip
+    rest = [name for name, place in places.items() if place == "disk"]
+    held = extract_submodules_state_dict(model.state_dict(), rest)
+    model = dispatch_model(
+        model, {name: device if place == "cpu" else place for name, place in places.items()},
+        main_device=device, state_dict=held, offload_index={},
+        skip_keys=model._skip_keys_device_placement,
+    )  # fmt: skip
+    if model.device.type == "meta":
+        raise MergeError(f"{room / 1e9:.1f} GB are too few for this model: choose a smaller one.")
+    model.forward = _alone(model.forward)
+    return model
+
+
+def _alone(forward: Callable[..., Any]) -> Callable[..., Any]:
+    lock = threading.Lock()
+
+    @wraps(forward)
+    def locked(*given: Any, **named: Any) -> Any:
+        with lock:
+            return forward(*given, **named)
+
+    return locked
 
 
 def mould(folder: str, tensors: Mapping[str, Tensor]) -> str:

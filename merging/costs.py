@@ -13,6 +13,8 @@ import torch
 from merging import elsewhere, hub
 from merging.blocks import BLOCK, NotFiniteError, Work, slices, whole
 from merging.library import chat_dtype, size_of
+from merging.machines import advice
+from merging.memory import TOLD, Size, size, ways
 from merging.notes import Note
 from merging.pairing import Step
 from merging.plan import Plan
@@ -26,60 +28,55 @@ BUFFERS = 4
 """Blocks in float32 that a thread holds beside the parents', about."""
 
 
-TOLD = {
-    "all at once": "all answer at the same time",
-    "one by one": "one parent after the other is loaded anew for each question",
-    "the merge": "the merged model answers, and no parent has room beside it",
-}
-
-
 @dataclass(frozen=True)
 class Costs:
     """Bytes, but for `seconds`, None where it was not measured, and `fitting`.
 
-    `missing` is to be fetched, and the cache's disk has room for `disk`. Of the `room` that models
-    may take on the device, `merge_bytes` are for the merged model with its blocks under way,
-    `chat_bytes` for it and all its parents, `pair_bytes` for it and the largest of them, which
-    answer one after the other if need be. Models of `fitting` parameters each would all fit.
-    `job` is the command line by which the merge would run elsewhere, None where it could not.
+    `missing` is to be fetched, and the cache's disk has room for `disk`. Models may take `room` on
+    the device, and `spare` in the memory beside it. Models of `fitting` parameters each would all
+    fit. `job` is the command line by which the merge would run elsewhere, None where it could not.
     """
 
     missing: int
     disk: int
-    chat_bytes: int
-    pair_bytes: int
-    merge_bytes: int
+    merge: Size
+    parents: tuple[Size, ...]
     seconds: float | None
     room: int
     fitting: int
+    spare: int = 0
     job: str | None = None
 
+    @property
+    def together(self) -> int:
+        """Of the merge and all its parents."""
+        return self.merge.whole + sum(parent.whole for parent in self.parents)
 
-def costs(plan: Plan, *, room: int, device: str) -> Costs:
+
+def costs(plan: Plan, *, room: int, device: str, spare: int = 0) -> Costs:
     """What the merge would take, and a chat with it and its parents; a twentieth of a second.
 
     `room` is the device's budget for models. Seconds are for parents in memory or on a disk that
     keeps up, and are measured on a CPU only.
     """
     elements = sum(step.size for step in plan.steps)
-    merged = elements * chat_dtype(device, getattr(torch, plan.config["dtype"])).itemsize
-    each_parent = [size_of(source, device) for source in plan.sources]
-    parents = sum(each_parent)
+    width = chat_dtype(device, getattr(torch, plan.config["dtype"])).itemsize
+    merge = size({step.name: width * step.size for step in plan.steps})
+    parents = tuple(size_of(source, device) for source in plan.sources)
     threads = cores() if device == "cpu" else 1
     under_way = 4 * BLOCK * (len(plan.sources) + BUFFERS) * threads
-    each = room * elements // max(1, merged + parents)
+    each = room * elements // max(1, merge.whole + sum(parent.whole for parent in parents))
     return Costs(
-        plan.missing, hub.room(), merged + parents, merged + max(each_parent), merged + under_way,
-        seconds(plan) if device == "cpu" else None, room, each,
-        elsewhere.offer(plan, merged + under_way),
+        plan.missing, hub.room(), merge, parents,
+        seconds(plan) if device == "cpu" else None, room, each, spare,
+        elsewhere.offer(plan, merge.whole + under_way),
     )  # fmt: skip
 
 
 def way(costs: Costs) -> str:
-    """How the models answer here: a key of TOLD, or "nothing" where the merge has no room."""
-    ways = {"all at once": costs.chat_bytes, "one by one": costs.pair_bytes,
-            "the merge": costs.merge_bytes}  # fmt: skip
-    return next((way for way, size in ways.items() if size <= costs.room), "nothing")
+    """How the models answer here, as the device will have them: a key of `memory.TOLD`."""
+    found = ways([costs.merge], costs.parents, costs.room, costs.spare)
+    return found[0] if found else "nothing"
 
 
 def notes(costs: Costs) -> tuple[Note, ...]:
@@ -96,18 +93,21 @@ def notes(costs: Costs) -> tuple[Note, ...]:
         fine.append("Nothing to fetch")
     smaller = f"choose models of at most {_count(costs.fitting)} parameters each"
     free = f"{_size(costs.room)} of memory {'is' if costs.room < 2e9 else 'are'} free for models"
-    if costs.merge_bytes > costs.room:
+    answer = way(costs)
+    if answer == "nothing":
+        largest = max(each.whole for each in (costs.merge, *costs.parents))
         found.append(Note(
-            "red", f"Merging takes {_size(costs.merge_bytes)} here, and {free}: {smaller}, or "
-            "merge into a folder with `python -m merging run`."
+            "red", f"Each model needs room for itself, up to {_size(largest)} here, and {free}: "
+            f"{advice([costs.merge], costs.parents)}; or merge into a folder with "
+            "`python -m merging run`."
         ))  # fmt: skip
-    elif costs.chat_bytes > costs.room:
+    elif answer != "all at once":
         found.append(Note(
-            "amber", f"Parents and merged model take {_size(costs.chat_bytes)} together, and "
-            f"{free}: {TOLD[way(costs)]}; to chat with all at once, {smaller}."
+            "amber", f"Parents and merged model take {_size(costs.together)} together, and "
+            f"{free}: {TOLD[answer]}; to chat with all at once, {smaller}."
         ))  # fmt: skip
     else:
-        fine.append(f"{_size(costs.chat_bytes)} of memory, {_size(costs.room)} free")
+        fine.append(f"{_size(costs.together)} of memory, {_size(costs.room)} free")
     if costs.seconds is not None:
         fine.append(f"{_duration(costs.seconds)} to merge")
     return (*_offered(found, costs.job), *([Note("green", " · ".join(fine))] if fine else []))

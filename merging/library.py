@@ -4,40 +4,46 @@ of what is kept for their next use.
 It knows how a parent is loaded, and not what a model was merged from or is asked.
 """
 
+import gc
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from merging.building import build
+from merging.building import build, spread
 from merging.companions import copy_companions
 from merging.errors import MergeError
+from merging.memory import ALONE, SHARE, Size, ran_out, size, ways
 from merging.merge import Numbers
 from merging.reading import Pasts
 from merging.sources import Local, Source
 from merging.threads import cores
 from merging.turns import Turns
 
-SHARE = 0.7
-"""Of the free memory; the rest is for keys and values, the merge's blocks, and other programs."""
 FINDINGS = 256
 """That are kept about models: a few hundred bytes each."""
 READ = 1 / 8
 """Of the budget, and beside it: what keys and values of ended answers may take."""
 
 
+class NoRoomError(MergeError):
+    """What is lent leaves no room for this just now."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model that can chat, with its tokenizer. Never changed once it is in a library.
 
-    Those of one `mould` differ in nothing but the values of their weights.
+    Those of one `mould` differ in nothing but the values of their weights. `size` is bytes on the
+    device.
     """
 
     model: Any
@@ -75,27 +81,39 @@ def chat_dtype(device: str, own: torch.dtype) -> torch.dtype:
     return own if device != "cpu" or own is torch.bfloat16 else torch.float32
 
 
-def load_parent(source: Local, device: str) -> Loaded:
+def load_parent(source: Local, device: str, room: int | None = None) -> Loaded:
     """A parent as a model, its tensors read one by one: an adapter's are in no file as they are.
 
-    Raises MergeError if its files and its config do not fit.
+    Of one that is given less `room` than it needs on the device, a part stays in the machine's
+    memory. Raises MergeError if its files and its config do not fit.
     """
     from transformers import AutoTokenizer
 
-    dtype = chat_dtype(device, own_dtype(source))
+    dtype, at = chat_dtype(device, own_dtype(source)), device if room is None else "cpu"
     try:
         with tempfile.TemporaryDirectory() as folder:
             copy_companions(source, Path(folder))
-            tensors = {name: _read(source, name, dtype, device) for name in source.tensors}
-            model, report = build(folder, tensors, dtype, device)
+            tensors = {name: _read(source, name, dtype, at) for name in source.tensors}
+            model, report = build(folder, tensors, dtype, at)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
+        if ran_out(error):
+            raise
         first = str(error).strip().splitlines()[0]
         raise MergeError(f"{source.name} cannot be loaded ({first}): choose another.") from error
     if report["missing_keys"]:
         name = sorted(report["missing_keys"])[0]
         raise MergeError(f"{source.name} lacks `{name}`: fetch it again, or choose another.")
-    return Loaded.of(model, tokenizer)
+    del tensors
+    return Loaded.of(model, tokenizer) if room is None else in_parts(model, tokenizer, device, room)
+
+
+def in_parts(model: Any, tokenizer: Any, device: str, room: int) -> Loaded:
+    """A model of the machine's memory with as much of it on the device as has room there.
+
+    It counts as all of the room, where the rest of it comes and goes. It is no mould for others.
+    """
+    return Loaded(spread(model, device, room), tokenizer, room)
 
 
 def _read(source: Local, name: str, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -104,10 +122,14 @@ def _read(source: Local, name: str, dtype: torch.dtype, device: str) -> torch.Te
     return values.to(device, dtype if values.is_floating_point() else None, copy=True)
 
 
-def size_of(source: Source, device: str) -> int:
+def size_of(source: Source, device: str) -> Size:
     """Bytes that a parent's weights take once they are loaded."""
-    dtype = chat_dtype(device, own_dtype(source))
-    return dtype.itemsize * sum(info.size for info in source.tensors.values())
+    width = chat_dtype(device, own_dtype(source)).itemsize
+    return size({name: width * info.size for name, info in source.tensors.items()})
+
+
+def _key(source: Source) -> str:
+    return f"{source.name} {source.stamp}"
 
 
 def own_dtype(source: Source) -> torch.dtype:
@@ -119,16 +141,25 @@ def own_dtype(source: Source) -> torch.dtype:
 
 def budget(device: str) -> int:
     """Bytes that models may take on `device`, from what is free now."""
-    from accelerate.utils import get_max_memory
+    if device == "cpu":
+        return int(SHARE * psutil.virtual_memory().available)
+    return int(SHARE * torch.cuda.mem_get_info()[0])
 
-    free = get_max_memory()
-    return int(SHARE * float(free["cpu"] if device == "cpu" else free[0]))
+
+def spare(device: str) -> int:
+    """Bytes that models may take in the machine's memory beside a GPU, from what is free now.
+
+    None on a CPU, where the rest could only wait on the disk: a token of an answer costs a pass
+    over all of it, seconds where a disk reads some GB a second.
+    """
+    return 0 if device == "cpu" else budget("cpu")
 
 
 @dataclass
 class Library:
     """Lends models by key. Least recently used ones leave when room is needed, lent ones never.
 
+    `budget` and `spare` are bytes for models, on the device and in the machine's memory beside it.
     `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone. `pasts` has
     what its models have read, so that a follow-up question is not read from the beginning; all
     questions to them are answered in `turns`, on a GPU by one thread that drives it. `known` are
@@ -137,6 +168,7 @@ class Library:
 
     device: str
     budget: int
+    spare: int = 0
     shelf: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
     lent: dict[str, int] = field(default_factory=dict)
     kept: dict[str, Numbers] = field(default_factory=dict)
@@ -169,26 +201,44 @@ class Library:
             with self.lock:
                 self.lent[key] -= 1
 
-    def parent(self, source: Local) -> AbstractContextManager[Loaded]:
-        """A parent as a model, loaded first if it is not here."""
-        key = f"{source.name} {source.stamp}"
-        return self.borrow(
-            key, size_of(source, self.device), partial(load_parent, source, self.device)
-        )
+    def parent(self, source: Local, *, parts: bool = False) -> AbstractContextManager[Loaded]:
+        """A parent as a model, loaded first if it is not here; in `parts`, or if it must be."""
+        whole = size_of(source, self.device).whole
+        room = self.room_in_parts(whole, parts=parts)
+        load = partial(load_parent, source, self.device, room)
+        return self.borrow(_key(source), self.size_with(whole, room), load)
 
-    def fits(self, sources: Iterable[Local]) -> bool:
-        """Whether these parents have room at the same time, beside what is lent to others."""
-        sizes = {f"{s.name} {s.stamp}": size_of(s, self.device) for s in sources}
+    def room_in_parts(self, whole: int, *, parts: bool) -> int | None:
+        """What the device has for a part of a model of `whole` bytes; None if all of it is there.
+
+        Half where the whole was tried and memory ran out.
+        """
+        if parts:
+            return min(whole, self.budget // 2)
+        return self.budget if whole > self.budget else None
+
+    def size_with(self, whole: int, room: int | None) -> int:
+        """What must be free for a model: one in parts is alone, as is what waits of it beside."""
+        return whole if room is None else self.budget
+
+    def ways(self, merges: Mapping[str, Size], sources: Iterable[Local]) -> tuple[str, ...]:
+        """How merges, by identity, and parents can answer: together beside what is lent to others,
+        or alone once that has come back.
+        """
+        parents = {_key(s): size_of(s, self.device) for s in sources}
         with self.lock:
-            lent = {key: self.shelf[key].size for key, count in self.lent.items() if count}
-            return sum((lent | sizes).values()) <= self.budget
+            others = {k for k, count in self.lent.items() if count} - {*merges, *parents}
+            room = self.budget - sum(self.shelf[key].size for key in others)
+        sizes = [*merges.values()], [*parents.values()]
+        alone = [way for way in ways(*sizes, self.budget, self.spare) if way in ALONE]
+        return tuple(dict.fromkeys([*ways(*sizes, room, self.spare), *alone]))
 
     @contextmanager
     def beside(self, source: Local) -> Iterator[Loaded | None]:
         """A parent that is here, or fits without another model leaving for it; None if neither."""
         with self.lock:
-            fits = self._used() + size_of(source, self.device) <= self.budget
-            here = fits or self.has(f"{source.name} {source.stamp}")
+            fits = self._used() + size_of(source, self.device).whole <= self.budget
+            here = fits or self.has(_key(source))
         if not here:
             yield None
             return
@@ -228,13 +278,35 @@ class Library:
                 if self._used() + size <= self.budget:
                     return
                 if not self.lent.get(key):
-                    del self.shelf[key]
+                    self._drop(key)
             if self._used() + size > self.budget:
-                raise MergeError(
+                raise NoRoomError(
                     f"This needs {size / 1e9:.1f} GB more memory, and {self._used() / 1e9:.1f} of "
                     f"the {self.budget / 1e9:.1f} GB for models are in use: choose smaller "
                     "models, or fewer at once."
                 )
+
+    def free(self) -> None:
+        """Let everything go that nobody uses just now: memory has run out."""
+        with self.lock:
+            for key in [key for key in self.shelf if not self.lent.get(key)]:
+                self._drop(key)
+            self.kept.clear()
+        self.pasts.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def lending(self) -> bool:
+        """Whether anything is lent, which will come back."""
+        with self.lock:
+            return any(self.lent.values())
+
+    def _drop(self, key: str) -> None:
+        in_parts = hasattr(self.shelf[key].model, "_hf_hook")
+        del self.shelf[key]
+        if in_parts:
+            gc.collect()  # accelerate's hooks hold the model that holds them
 
     def _used(self) -> int:
         return sum(loaded.size for loaded in self.shelf.values())

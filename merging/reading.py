@@ -152,6 +152,10 @@ class Pasts:
                     return Reader(model, cache, count)
         return Reader.of(model)
 
+    def clear(self) -> None:
+        with self.lock:
+            self.kept.clear()
+
     def keep(self, reader: Reader, tokens: Sequence[int]) -> None:
         """Keep what a reader has read, of these tokens; shorter beginnings of it go."""
         past = Past(tuple(tokens[: reader.count]), reader.cache)

@@ -7,14 +7,18 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from merging import costs, elsewhere, merge, plan
 from merging import hub as ours
-from merging.costs import TOLD, Costs, way
-from merging.library import SHARE
+from merging.chat import MAX_CONTEXT
+from merging.costs import Costs, way
+from merging.library import READ
+from merging.machines import MACHINES
+from merging.memory import SHARE, TOLD, Size
 from merging.sinks import Live
 from tests.conftest import WEIGHTS, config, loaded, recipe, save, tokenizer
 from tests.hub import LocalHub
@@ -24,7 +28,8 @@ from tests.ui.running import ROOT
 __all__ = ["hub"]  # a fixture
 
 Pico = dict[str, Path]
-PLENTY = Costs(0, 10**12, 10**9, 10**9, 10**9, 5.0, 10**11, 10**10)
+GB = 10**9
+PLENTY = Costs(0, 10**12, Size(GB // 4, 10**8), (Size(GB // 4, 10**8),) * 3, 5.0, 100 * GB, 10**10)
 
 
 def test_bytes(pico: Pico, hub: LocalHub) -> None:
@@ -36,13 +41,14 @@ def test_bytes(pico: Pico, hub: LocalHub) -> None:
     half = plan(replace(found.recipe, out_dtype="float16"))
     for device, width in (("cpu", 4), ("cuda", 2)):
         spent = costs.costs(half, room=10**9, device=device)
-        assert spent.chat_bytes == 2 * sum(elements) + width * merged
-        assert width * merged < spent.merge_bytes
+        assert spent.together == 2 * sum(elements) + width * merged
+        assert spent.merge.whole == width * merged
     for device in ("cpu", "cuda"):
         spent = costs.costs(found, room=10**9, device=device)
-        assert spent.chat_bytes == 2 * (sum(elements) + merged)
-        assert spent.pair_bytes == 2 * (max(elements) + merged)
-        assert spent.fitting * spent.chat_bytes == pytest.approx(10**9 * merged, rel=1e-3)
+        assert spent.together == 2 * (sum(elements) + merged)
+        assert spent.merge.whole == 2 * merged
+        assert max(parent.whole for parent in spent.parents) == 2 * max(elements)
+        assert spent.fitting * spent.together == pytest.approx(10**9 * merged, rel=1e-3)
         assert spent.missing == (pico["a"] / WEIGHTS).stat().st_size
         assert (spent.seconds is None) == (device == "cuda")
     assert spent.disk == pytest.approx(ours.room(), rel=0.2)
@@ -72,45 +78,88 @@ def test_a_disk_that_is_too_small_is_red() -> None:
     assert "free 25.0 GB, or choose smaller models" in text
 
 
+def alike(count: int, spent: Costs = PLENTY, **changes: Any) -> Costs:
+    """The costs of a merge of three models, all of so many bytes; a twentieth must be on a GPU."""
+    size = Size(count, count // 20)
+    return replace(spent, merge=size, parents=(size,) * 3, **changes)
+
+
 def test_memory_that_is_too_small() -> None:
-    """Amber if only the chat with all is too much, red if the merge is; and what would fit."""
-    spent = replace(
-        PLENTY, merge_bytes=14 * 10**9, pair_bytes=28 * 10**9, chat_bytes=56 * 10**9,
-        fitting=500_000_000,
-    )  # fmt: skip
-    (level, text), *_ = words(replace(spent, room=30 * 10**9))
-    assert level == "amber" and "one parent after the other" in text
-    (level, text), *_ = words(replace(spent, room=20 * 10**9))
-    assert level == "amber" and "no parent has room" in text
+    """Amber if not all fit together, with how they answer; red if none fits alone; and the way out:
+    smaller models, or the smallest machine that would do.
+    """
+    spent = alike(14 * GB, fitting=500_000_000)
+    for room, said in ((30, "the merge stays"), (20, "the merge made anew")):
+        (level, text), *_ = words(replace(spent, room=room * GB))
+        assert level == "amber" and said in text
     assert "56.0 GB together, and 20.0 GB of memory are free" in text
     assert "choose models of at most 500 M parameters each" in text
-    (level, text), *_ = words(replace(spent, room=8 * 10**9))
-    assert level == "red"
-    assert "Merging takes 14.0 GB here, and 8.0 GB" in text and "python -m merging run" in text
+    (level, text), *_ = words(replace(spent, room=8 * GB, spare=20 * GB))
+    assert level == "amber" and "slowly, a part of it in the machine's memory" in text
+    (level, text), *_ = words(replace(spent, room=8 * GB))
+    assert level == "red" and "python -m merging run" in text
+    assert "up to 14.0 GB here, and 8.0 GB" in text
+    assert "`cpu-upgrade` (32 GB, $0.03 an hour) would do" in text
+    (level, text), *_ = words(alike(900 * GB, room=8 * GB))
+    assert level == "red" and "no single machine" in text
+
+
+def test_the_smallest_machine_would_do_and_no_smaller_one() -> None:
+    """For models of many sizes, the machine that is named is the first on which there is a way."""
+    named = set()
+    for size in range(1, 120):
+        spent = alike(size * GB, room=0)
+        text = " ".join(said for _, said in words(spent))
+        does = [way(replace(spent, room=m.room, spare=m.spare)) != "nothing" for m in MACHINES]
+        first = MACHINES[does.index(True)] if any(does) else None
+        assert (first is None) == ("no single machine" in text)
+        assert first is None or f"`{first.name}`" in text
+        named.add(first and first.name)
+    assert named == {"cpu-basic", "cpu-upgrade", "l40sx1", "a100-large", None}
 
 
 def test_readmes_table_of_machines() -> None:
-    """It says of seven billion parameters in bf16, thrice and merged, what `way` says."""
-    each = 7_241_732_096 * 2
-    seven = replace(
-        PLENTY, merge_bytes=each + 10**8, pair_bytes=2 * each, chat_bytes=4 * each
-    )  # fmt: skip
+    """It says of seven billion parameters in bf16, thrice and merged, what `way` says, on a GPU
+    with 30 GB of memory beside it and on a CPU.
+    """
+    each = Size(7_241_732_096 * 2, (131_072_000 + 218_112_000) * 2)  # Mistral's embeddings, a layer
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) GB \| (.+?) \|$", readme, re.MULTILINE)
-    assert [size for size, _ in rows] == ["16", "24", "48", "80", "96"]
-    told = TOLD | {"nothing": "the merge has no room"}
-    for size, said in rows:
-        found = way(replace(seven, room=int(SHARE * int(size) * 1e9)))
-        assert said == told[found], size
+    rows = re.findall(r"^\| (\d+) GB \| (.+?) \| (.+?) \|$", readme, re.MULTILINE)
+    assert [size for size, *_ in rows] == ["16", "24", "48", "80", "96"]
+    for size, *said in rows:
+        seven = replace(PLENTY, merge=each, parents=(each,) * 3, room=int(SHARE * int(size) * GB))
+        found = [way(replace(seven, spare=spare)) for spare in (int(SHARE * 30 * GB), 0)]
+        assert said == [TOLD[each] for each in found], size
+
+
+def test_readmes_prices() -> None:
+    """The largest models that answer all at once on each machine, four in bf16, and what it costs:
+    the next tenth of a billion has no room.
+    """
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(.+?)` \| (.+?) B \| (.+?) \| (.+?) \|$", readme, re.MULTILINE)
+    assert [name for name, *_ in rows] == [machine.name for machine in MACHINES]
+    for machine, (_, said, hour, two) in zip(MACHINES, rows, strict=True):
+        for billions, fits in ((float(said) - 0.05, True), (float(said) + 0.05, False)):
+            spent = alike(int(2 * billions * GB), room=machine.room)
+            assert (way(spent) == "all at once") == fits
+        prices = [f"${n * machine.hourly:.2f}" if machine.hourly else "free" for n in (1, 2)]
+        assert [hour, two] == prices
+
+
+def test_keys_and_values_have_room() -> None:
+    """Four columns of a Mistral 7 B at the longest that is read, in what weights leave of 16 GB."""
+    a_token = 2 * 32 * 8 * 128 * 2  # keys and values, layers, heads, their width, bf16
+    assert 4 * MAX_CONTEXT * a_token + READ * SHARE * 16 * GB < (1 - SHARE) * 16 * GB
 
 
 def test_where_it_would_fit() -> None:
     """The command of a job, once, where something keeps the merge from this machine; not else."""
     spent = replace(PLENTY, job="python -m merging run recipe.yaml --job cpu-xl --push-to my-merge")
     assert not [text for _, text in words(spent) if "--job" in text]
-    assert not [text for _, text in words(replace(spent, chat_bytes=10**12)) if "--job" in text]
-    small = [replace(spent, missing=10**13), replace(spent, merge_bytes=10**12)]
-    both = [replace(small[0], merge_bytes=10**12), replace(small[0], chat_bytes=10**12)]
+    assert not [text for _, text in words(alike(30 * GB, spent)) if "--job" in text]
+    small = [replace(spent, missing=10**13), alike(10**12, spent)]
+    both = [alike(10**12, small[0]), alike(30 * GB, small[0])]
     for found in (*small, *both):
         offered = [(level, text) for level, text in words(found) if "--job" in text]
         ((level, text),) = offered

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -14,11 +17,12 @@ from safetensors.torch import load_file
 from merging import Recipe, gpu, plan
 from merging.chat import Question, Reply
 from merging.errors import MergeError
-from merging.merge import Progress
+from merging.merge import Progress, merge
 from merging.nexttoken import Inspection, NextTokens
 from merging.plan import Plan
+from merging.sinks import Folder
 from merging.sources import open_source
-from merging.ui import jobs
+from merging.ui import jobs, kept, pricing
 from merging.ui.visitor import Visitor
 from tests.conftest import changed
 from tests.ui.models import DEMO, TIES, WEIGHTS
@@ -93,6 +97,43 @@ def test_merged_again_where_it_is_gone() -> None:
     gpu._library.cache_clear()
     assert any(isinstance(event, Progress) for event in gpu.run(job))
     assert answers(job) == first
+
+
+def test_a_merge_that_lies_here_as_files_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process that does not have it; it says the same, and asks ZeroGPU for its own bytes
+    alone. Files that are damaged or gone are none: it is merged again.
+    """
+    monkeypatch.setenv("MERGING_HOME", str(tmp_path))
+    found = decided()
+    job = replace(asking(found), places=(), columns={})
+    made = [*jobs.run(job)]
+    folder = kept.files(identity(job))
+    for _ in merge(found, Folder(folder)):
+        pass
+    os.utime(folder, (0, 0))
+    written = replace(job.merges[gpu.MERGED], files=kept.at_hand(identity(job)))
+    assert folder.stat().st_mtime > time.time() - 60  # in use: it is not cleared away just now
+    large = replace(written, parents=tuple(replace(p, folder=str(tmp_path)) for p in job.parents))
+    with (tmp_path / WEIGHTS).open("wb") as file:
+        file.truncate(5 * 10**9)
+    assert gpu.seconds(gpu.Job(merges={"m": large})) == 5
+    assert gpu.seconds(gpu.Job(merges={"m": replace(large, files="")})) == 5 + 3 * 15
+
+    def again() -> list[type]:
+        gpu._library.cache_clear()
+        events = [*jobs.run(job)]
+        texts = [[e.text for e in each if isinstance(e, Reply)][-1] for each in (made, events)]
+        assert texts[0] == texts[1] == "65"
+        return [type(event) for event in events]
+
+    assert Progress not in again()
+    with (folder / WEIGHTS).open("r+b") as weights:
+        weights.truncate(10_000)
+    assert Progress in again()
+    shutil.rmtree(folder)
+    assert Progress in again()
 
 
 def test_parents_alone() -> None:
@@ -234,18 +275,6 @@ def test_two_merges_answer_in_one_job() -> None:
     assert alone[0] == "65" != alone[1]
 
 
-def test_a_merge_is_not_pushed_out_by_the_next() -> None:
-    """Where only one of two merges fits, a sentence says so; the first stays, lent to nobody."""
-    first = beside(1.0)
-    told = answers(first)
-    library = gpu._library()
-    library.budget = library._used() * 3 // 2
-    with pytest.raises(MergeError, match=r"fewer at once"):
-        answers(beside(1.0, 0.0))
-    assert not any(library.lent.values())
-    assert library.has(first.merges["at 1.0"].identity) and answers(first) == told
-
-
 def test_a_stopped_column_is_not_heard_of_again() -> None:
     """A worker that cannot hear of it goes on; its next reply is the last, the others' all come."""
     stops: set[str] = set()
@@ -260,27 +289,6 @@ def test_a_stopped_column_is_not_heard_of_again() -> None:
     assert [r.tokens for r in heard if r.column == "a"] == [0, 1, 2, 3]
     told = [(r.tokens, r.ended) for r in heard if r.column == "b"]
     assert told == [(0, None), (1, None), (2, "stopped")]
-
-
-def test_one_after_the_other_where_all_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for the merge and one parent all columns say what they say together, also to a
-    sheet of questions; an own sentence comes where not even these two fit."""
-    job = asking(decided())
-    job = replace(job, questions=job.questions * 2)
-    whole = answers(job)
-    size = max(loaded.size for loaded in gpu._library().shelf.values())
-    for room in (2.5, 1.5):
-        monkeypatch.setattr(gpu, "budget", lambda _, room=room: int(room * size))
-        gpu._library.cache_clear()
-        if room > 2:
-            events = list(gpu.run(job))
-            assert sum(isinstance(event, gpu.Asking) for event in events) == 2 * 3
-            assert {e.column: e.text for e in events if isinstance(e, Reply)} == whole
-            assert not any(gpu._library().lent.values())
-        else:
-            with pytest.raises(MergeError, match="more memory"):
-                answers(job)
-    gpu._library.cache_clear()
 
 
 def test_seconds_grow_with_work() -> None:
@@ -308,6 +316,29 @@ def test_what_is_told_is_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     told = f"A merge asks for {made} s of your GPU time, a question to all for {asked} s"
     assert [note.text for note in jobs.check(found.recipe, visitor)[1]][-1] == told
     assert 5 < made <= asked < 30
+
+
+def test_what_each_click_is_said_to_ask_is_what_its_job_asks() -> None:
+    """By the length of answers and the questions of the sheet, as they are set."""
+    job, sheet = asking(decided()), [["one?", ""], ["", ""], ["two?", "2"]]
+    for tokens in (128, 1024):
+        page = SimpleNamespace(bill="bill", tokens="tokens", rows="rows", price="price")
+        values = {"bill": gpu.bill(decided()), "tokens": tokens, "rows": sheet}
+        (told,) = next(pricing.show(page, Visitor(), values)).values()  # type: ignore[arg-type]
+        question = replace(job.questions[0], max_new_tokens=tokens)
+        alone = {gpu.MERGED: question.conversations[gpu.MERGED]}
+        asked = replace(job, questions=(question,))
+        made = replace(gpu.merge_job(decided()), check=True)
+        looking = Inspection(dict.fromkeys(job.answering, ()), "x" * 4 * tokens, gpu.MERGED)
+        clicks = {
+            "Ask, Retry or New seed": asked,
+            "question sheet": replace(asked, questions=(question,) * 2),
+            "looking into an answer": replace(job, questions=(), inspection=looking),
+            "Merge": replace(made, questions=(replace(question, conversations=alone),)),
+        }
+        assert all(f"{name} {gpu.seconds(click)} s" in told for name, click in clicks.items())
+    none = dict.fromkeys(values, None)
+    assert [*pricing.show(page, Visitor(), none)] == [{"price": ""}]  # type: ignore[arg-type]
 
 
 def test_seconds_count_an_inspection() -> None:

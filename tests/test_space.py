@@ -52,7 +52,7 @@ def test_launch() -> None:
     assert LAUNCH["ssr_mode"] is False
     assert LAUNCH["run_history"] is False
     assert not {"server_name", "server_port", "share"} & set(LAUNCH)
-    assert not LAUNCH.get("enable_monitoring")
+    assert LAUNCH["enable_monitoring"] is False  # which None would not be
 
 
 def test_deploying_commands_are_hfs() -> None:

@@ -13,6 +13,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.requests import Request
 
+from merging import gpu
 from merging.sources import APP
 from merging.ui import (
     asking,
@@ -24,6 +25,7 @@ from merging.ui import (
     finding,
     keeping,
     look,
+    pricing,
     prompting,
     stepping,
 )  # fmt: skip
@@ -46,6 +48,7 @@ LAUNCH: dict[str, Any] = {
     "footer_links": ["api", "settings"],
     "ssr_mode": False,  # a second server in Node, of no use here
     "run_history": False,  # answers would stay in a shared browser
+    "enable_monitoring": False,  # by default gradio tells everybody who asks how the app is used
     "max_file_size": "1mb",
     "max_threads": 4 * ASKING["concurrency_limit"],  # each who asks holds one, and others come
     "app_kwargs": {
@@ -72,6 +75,7 @@ def build() -> gr.Blocks:
         _prompting(page)
         _keeping(blocks, page)
         _showing(page)
+        _pricing(page)
         _remembering(blocks, page)
         endpoints(private)
     blocks.queue(max_size=64, default_concurrency_limit=8)
@@ -317,6 +321,15 @@ def _showing(page: Page) -> None:
     base = {page.show_base, page.form.pickers["base"]}
     for trigger in (page.show_base.change, page.form.pickers["base"].change):
         _on(trigger, choosing.fold_base, page, base, {page.columns["base"].box}, queue=False)
+
+
+def _pricing(page: Page) -> None:
+    """What clicks will cost, where each is paid for."""
+    if gpu.granted():
+        counted = (page.bill, page.tokens, page.rows)
+        for part in counted:
+            _on(part.change, pricing.show, page, {*counted}, {page.price}, queue=False,
+                trigger_mode="always_last")  # fmt: skip
 
 
 def _remembering(blocks: gr.Blocks, page: Page) -> None:

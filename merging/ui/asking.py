@@ -65,7 +65,7 @@ def _merged(
             elif isinstance(event, gpu.Merged):
                 there = True
                 told = {page.progress: look.bar(1, _told(event)), page.sanity: look.CHECKING}
-                yield told | pins | showing.stage(page, visit, values)
+                yield told | pins | showing.stage(page, visit, values) | _notice(page, event)
             elif isinstance(event, Reply):
                 visit = visit.replied(event).ended() if event.ended else visit.replied(event)
                 yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
@@ -163,17 +163,19 @@ def _asked(
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
     visit, question = _put(page, values, visit, text, parents, merges, ballot)
     yield {page.status: ""} | showing.stage(page, visit, values)
+    told: Updates = {}
     try:
         for event in jobs.run(replace(job, questions=(question,), stops=visit.stops)):
             if isinstance(event, Reply):
                 visit = visit.replied(event)
-                yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
+                told = _notice(page, event) or told
+                yield showing.columns(page, visit, [event.column], values) | told
             elif isinstance(event, Progress):
                 yield {page.status: look.progress(event)}
     except MergeError:
         yield showing.stage(page, replace(visit, running=(), ballot=None), values)
         raise
-    yield {page.status: ""} | showing.stage(page, visit.ended(), values)
+    yield {page.status: ""} | told | showing.stage(page, visit.ended(), values)
 
 
 def _put(  # noqa: PLR0913  # an exchange's parts
@@ -214,8 +216,8 @@ def settings(page: Page, values: Values) -> dict[str, Any]:
     return _sampling(page, values) | ({"system": system} if system else {})
 
 
-def _notice(page: Page, reply: Reply) -> Updates:
-    return {page.status: look.hint(reply.notice)} if reply.notice else {}
+def _notice(page: Page, event: Reply | gpu.Merged) -> Updates:
+    return {page.status: look.hint(event.notice)} if event.notice else {}
 
 
 def followed(page: Page, steps: Any, where: str) -> Any:

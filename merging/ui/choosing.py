@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from merging import gpu
 from merging.errors import MergeError
 from merging.recipe import Recipe
 from merging.ui import form as forms
@@ -156,4 +157,5 @@ def _checked(page: Page, visitor: Visitor, text: str, *, local: bool = False) ->
         return
     yield {page.notes: look.hint("Checking …")}
     decided, notes = jobs.check(recipe, replace(visitor, pins={}))
-    yield {page.notes: look.notes(notes), page.pins: jobs.pins_of(recipe, decided)}
+    pins = {page.pins: jobs.pins_of(recipe, decided)}
+    yield {page.notes: look.notes(notes), page.bill: gpu.bill(decided)} | pins

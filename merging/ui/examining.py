@@ -70,13 +70,13 @@ def run(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 
 def _answered(page: Page, found: Sheet, job: gpu.Job) -> Iterator[Updates]:
     """Draw each answer that has ended at once, and those that grow now and then."""
-    number, start, drawn = 0, time.monotonic(), 0.0
+    number, start, drawn, notice = 0, time.monotonic(), 0.0, ""
     try:
         for event in jobs.run(job):
             if isinstance(event, gpu.Asking):
                 number = event.number
             elif isinstance(event, Reply):
-                found = found.replied(number, event)
+                found, notice = found.replied(number, event), event.notice or notice
             elif isinstance(event, Progress):
                 yield {page.sheet_status: look.progress(event)}
                 continue
@@ -87,8 +87,8 @@ def _answered(page: Page, found: Sheet, job: gpu.Job) -> Iterator[Updates]:
     except MergeError:
         yield _drawn(page, found.ended())
         raise
-    told = f"{found.done()} answers in {time.monotonic() - start:.1f} s."
-    yield _drawn(page, found.ended()) | {page.sheet_status: look.hint(told)}
+    told = f"{found.done()} answers in {time.monotonic() - start:.1f} s. {notice}"
+    yield _drawn(page, found.ended()) | {page.sheet_status: look.hint(told.strip())}
 
 
 def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:

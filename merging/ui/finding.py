@@ -29,7 +29,7 @@ ALONE = "The Hub gives no answer: only the models that come with this page are l
 
 def largest() -> int:
     """Parameters of the largest model of which this machine could hold all that a merge needs."""
-    _, room = gpu.room()
+    _, room, _ = gpu.room()
     return room // (TOGETHER * BYTES)
 
 

@@ -5,7 +5,7 @@ Downloads happen here, on the page's side, and never inside a GPU call.
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from merging import costs, gpu, hub
 from merging.chat import Message
@@ -15,6 +15,7 @@ from merging.notes import Note
 from merging.plan import Plan, plan
 from merging.prompts import Prompt, of_merge, of_parent
 from merging.recipe import Recipe
+from merging.ui import kept
 from merging.ui.visitor import Visitor
 
 LENGTH = 128
@@ -38,12 +39,14 @@ class Made:
 def check(recipe: Recipe, visitor: Visitor) -> tuple[Plan, tuple[Note, ...]]:
     """The plan of a merge, with its notes and those on what it costs here. No weights are read."""
     decided = plan(recipe, find=visitor.find)
-    device, room = gpu.room()
-    notes = (*decided.notes, *costs.notes(costs.costs(decided, room=room, device=device)))
+    device, room, spare = gpu.room()
+    spent = costs.costs(decided, room=room, device=device, spare=spare)
+    notes = (*decided.notes, *costs.notes(spent))
     if not gpu.granted():
         return decided, notes
-    made, asked = gpu.prices(decided, LENGTH)
-    told = f"A merge asks for {made} s of your GPU time, a question to all for {asked} s"
+    bill = gpu.bill(decided)
+    told = f"A merge asks for {bill.merge(LENGTH)} s of your GPU time, "
+    told += f"a question to all for {bill.ask(LENGTH)} s"
     return decided, (*notes, Note("green", told))
 
 
@@ -112,7 +115,12 @@ def prompts(
 
 
 def run(job: gpu.Job) -> Iterator[gpu.Event]:
-    """Have the device do a job, whose models stay in the cache meanwhile."""
+    """Have the device do a job, whose models stay in the cache meanwhile.
+
+    Merges that lie here as files are read from there.
+    """
+    merges = {c: replace(m, files=kept.at_hand(m.identity)) for c, m in job.merges.items()}
+    job = replace(job, merges=merges)
     names = [place.name for place in (*job.places, *job.parents)]
     with hub.using(names), closing(gpu.run(job)) as events:  # type: ignore[type-var]  # a generator
         yield from events

@@ -8,11 +8,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from merging.errors import MergeError
-from merging.ui.jobs import Made
+
+if TYPE_CHECKING:
+    from merging.ui.jobs import Made
 
 COLUMNS = "# columns: "
 AT_MOST = 4
@@ -26,7 +29,7 @@ def home() -> Path:
     return Path(os.environ.get("MERGING_HOME") or Path.home() / ".cache" / "merging")
 
 
-def keep(made: Made) -> None:
+def keep(made: "Made") -> None:
     """Store a merge's pinned recipe, with its models as they were written before they were pinned.
 
     For those who ask for the merge; asking it by its id later must not rename its columns.
@@ -51,6 +54,16 @@ def recipe(identity: str) -> tuple[str, tuple[str, ...]]:
 def files(identity: str) -> Path:
     """The folder of a merge's files, whether it is there yet or not."""
     return home() / "merges" / identity
+
+
+def at_hand(identity: str) -> str:
+    """The folder of a merge's files, which are in use now; empty if there are none."""
+    folder = files(identity)
+    try:
+        os.utime(folder)
+    except FileNotFoundError:
+        return ""
+    return str(folder)
 
 
 def make_room() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from merging import gpu
 from merging.chat import MAX_CHARACTERS
 from merging.ui import form as forms
 from merging.ui import look, panels
@@ -62,6 +63,8 @@ class Page:
     folded: gr.CheckboxGroup
     question: gr.Textbox
     status: gr.HTML
+    price: gr.HTML
+    bill: gr.State
     examples: gr.Dataset
     show_base: gr.Checkbox
     blind: gr.Checkbox
@@ -130,7 +133,7 @@ class Page:
 
     def checked(self) -> set[Any]:
         """Outputs of whatever checks a recipe."""
-        return {self.notes, self.pins}
+        return {self.notes, self.pins, self.bill}
 
 
 def layout(private: Callable[[gr.Request], bool]) -> Page:
@@ -237,6 +240,7 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         buttons["ask"] = gr.Button("Ask", variant="primary", elem_id="ask", min_width=80, scale=0)
         buttons["stop"] = gr.Button("Stop", elem_id="stop", min_width=70, scale=0)
     status = gr.HTML(elem_id="status")
+    price = gr.HTML(elem_id="price", visible=gpu.granted())
     examples = gr.Dataset(
         components=[gr.Textbox(visible=False)], samples=[[q] for q in first.questions],
         label="Try", elem_id="examples",
@@ -258,8 +262,8 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     return switches | {
         "tab": tab, "row": row, "columns": columns, "legend": legend, "booths": booths,
         "unnamed": unnamed, "verdict": verdict, "tally": tally, "question": question,
-        "status": status, "examples": examples, "show_base": show_base, "folded": folded,
-        "saved": gr.JSON(visible=False),
+        "status": status, "price": price, "examples": examples, "show_base": show_base,
+        "folded": folded, "saved": gr.JSON(visible=False), "bill": gr.State(None),
     }  # fmt: skip
 
 

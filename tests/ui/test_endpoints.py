@@ -9,7 +9,9 @@ from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 from gradio_client import Client
@@ -38,6 +40,15 @@ def refusal(client: Client, *values: Any, api: str) -> str:
     with pytest.raises(AppError) as refused:
         client.predict(*values, api_name=api)
     return str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["monitoring", "monitoring/summary", "monitoring/any/dashboard"])
+def test_nobody_hears_how_the_app_is_used(app: App, path: str) -> None:
+    """Gradio would serve the figures of all events to whoever asks."""
+    with pytest.raises(HTTPError) as refused, urlopen(f"{app.url}/{path}"):
+        pass
+    assert refused.value.code in (403, 404)
+    refused.value.close()
 
 
 def test_exactly_three_endpoints(client: Client) -> None:
