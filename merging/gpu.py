@@ -15,26 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import spaces
-import torch
 
-from merging import sanity, templates, trials
+from merging import sanity, sweep, templates, trials
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
-from merging.library import SHARE, Library, Loaded, budget, chat_dtype
-from merging.merge import Progress, Samples, default_device, merge
+from merging.exam import Exam
+from merging.figures import Sample
+from merging.library import SHARE, Library, Loaded, budget
+from merging.making import EVERY, in_turn, made, seldom, size_of
+from merging.merge import Progress, default_device
 from merging.nexttoken import Inspection, NextTokens, Read, next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.sanity import Verdict
-from merging.sinks import Live
 from merging.sources import Local, Remote, on_base, open_folder
+from merging.sweep import Scored
 
-EVERY = 0.15
-"""Seconds between two signs of progress: each costs the page a round trip to the browser."""
 ZERO_GPU = 48 * 10**9
 """Bytes of memory of a ZeroGPU slice, as documented."""
 CHECK = 40 + trials.NEW * len(trials.PROMPTS)
 """Tokens that the check of a merge counts for: a second of reading, and its answers."""
+AGAIN = 0.1
+"""Of the price of a first merge, for each that follows it in a sweep: the files are in memory."""
+LONGEST = 120
+"""GPU seconds that are asked for at most."""
 MERGED = "merged"
 """The name of the merged model's column."""
 
@@ -67,12 +71,23 @@ class Merging:
 
 
 @dataclass(frozen=True)
+class Sweeping:
+    """Merges to make one after the other and to score beside their parents: the pinned recipes, by
+    the value of the number in which they differ, and all that they are made of."""
+
+    recipes: Mapping[float, str]
+    parents: tuple[Place, ...]
+    exam: Exam
+
+
+@dataclass(frozen=True)
 class Job:
     """Have merges ready, each in its column, then ask. `columns` maps the others to pinned models.
 
     `places` are the models that are asked themselves. `questions` are asked one after the other;
     `inspection` looks into an answer. Columns that come to be in `stops` answer no further. With
-    `check` the merges are judged at the end, each once, and the verdicts kept.
+    `check` the merges are judged at the end, each once, and the verdicts kept. A `sweep` comes
+    before all else.
     """
 
     places: tuple[Place, ...] = ()
@@ -82,6 +97,7 @@ class Job:
     inspection: Inspection | None = None
     stops: Collection[str] = ()
     check: bool = False
+    sweep: Sweeping | None = None
 
     @property
     def answering(self) -> tuple[str, ...]:
@@ -91,7 +107,9 @@ class Job:
     @property
     def parents(self) -> tuple[Place, ...]:
         """What the merges are made of, each once."""
-        return tuple(dict.fromkeys(p for m in self.merges.values() for p in m.parents))
+        merged = [m.parents for m in self.merges.values()]
+        swept = self.sweep.parents if self.sweep else ()
+        return tuple(dict.fromkeys([*(p for places in merged for p in places), *swept]))
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,7 @@ class _Failed:
     text: str
 
 
-Event = Progress | Merged | Asking | Reply | Read | NextTokens | Verdict
+Event = Progress | Merged | Asking | Reply | Read | NextTokens | Verdict | Scored
 
 
 def place(source: Local) -> Place:
@@ -166,7 +184,7 @@ def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
 def price(size: int, tokens: int, characters: int = 0) -> int:
     """GPU seconds to ask for: loading and merging by bytes, answering by tokens, looking into an
     answer by characters, of which a token has one or more."""
-    return min(120, int(5 + 3 * size / 1e9 + tokens / 40 + characters / 2000))
+    return min(LONGEST, int(5 + 3 * size / 1e9 + tokens / 40 + characters / 2000))
 
 
 def prices(plan: Plan, tokens: int) -> tuple[int, int]:
@@ -179,11 +197,16 @@ def seconds(job: Job) -> int:
     """What a job asks for."""
     places = [*({*job.places} - {*job.parents})]
     places += [parent for merging in set(job.merges.values()) for parent in merging.parents]
+    places += job.sweep.parents if job.sweep else ()
     folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     tokens = sum(question.max_new_tokens for question in job.questions) * len(job.answering)
     read = job.inspection.characters() if job.inspection else 0
-    return price(sum(f.stat().st_size for f in files), tokens + CHECK * job.check, read)
+    size = sum(file.stat().st_size for file in files)
+    if job.sweep:
+        size += int(AGAIN * size * len(job.sweep.recipes))
+        tokens += job.sweep.exam.tokens * (len(job.sweep.recipes) + len(job.sweep.parents))
+    return price(size, tokens + CHECK * job.check, read)
 
 
 @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types
@@ -219,10 +242,12 @@ def _library() -> Library:
 
 
 def _work(job: Job, library: Library) -> Iterator[Event]:
+    if job.sweep:
+        yield from seldom(_swept(job.sweep, library))
     with ExitStack() as stack:
         merged: dict[str, Loaded] = {}
         for column, merging in job.merges.items():
-            yield from _made(merging, library)
+            yield from in_turn(library, _made(merging, library))
             # borrowed at once: the next merge, and parents that are loaded, could push it out
             merged[column] = stack.enter_context(_merged(library, merging.identity))
         if job.questions:
@@ -284,42 +309,31 @@ def _asked(job: Job) -> dict[str, Place]:
     return {name: places[name] for name in sorted(set(job.columns.values()))}
 
 
-def _made(merging: Merging, library: Library) -> Iterator[Event]:
-    """Find the merge, or make it in turn: each takes all cores, and the next may be the same."""
-    while not library.merging.acquire(timeout=EVERY):
-        yield Progress("another merge", 0, 1, 0.0, 0.0, 0.0, "wait")
-    try:
-        if library.has(merging.identity):
-            yield Merged(merging.identity, 0.0, {})
-        else:
-            yield from _merge(merging, library)
-    finally:
-        library.merging.release()
+def _made(merging: Merging, library: Library) -> Generator[Event, None, None]:
+    """Find the merge, or make it."""
+    if library.has(merging.identity):
+        yield Merged(merging.identity, 0.0, {})
+    else:
+        yield from _merge(merging, library)
 
 
 def _merge(merging: Merging, library: Library) -> Iterator[Event]:
-    """Merge into the live model; what is chatting meanwhile stays as it is."""
-    start = time.monotonic()
+    """Merge into a new model on the shelf; what is chatting meanwhile stays as it is."""
+    start, samples = time.monotonic(), dict[str, Sample]()
     sources = {p.name: p.open() for p in merging.parents}
     decided = plan(Recipe.from_yaml(merging.recipe), sources)
-    dtype = chat_dtype(library.device, getattr(torch, decided.config["dtype"]))
-    library.make_room(dtype.itemsize * sum(step.size for step in decided.steps))
-    live = Live(device=library.device, dtype=dtype, like=library.like)
-    parents = " ".join(f"{p.name} {p.stamp}" for p in merging.parents)
-    parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
-    tally: Mapping[str, int] = {}
-    shown = 0.0
-    samples: Samples = {}
-    numbers = library.numbers(parents)
-    for progress in merge(decided, live, numbers, samples=samples, device=library.device):
-        tally = progress.tally
-        if time.monotonic() - shown > EVERY:
-            shown = time.monotonic()
-            yield progress
-    library.publish(merging.identity, Loaded.of(live.model, live.tokenizer, live.mould))
+    library.make_room(size_of(decided, library))
+    loaded, tally = yield from seldom(made(decided, library, samples))
+    library.publish(merging.identity, loaded)
     figures = sanity.whole(decided, samples)
     library.note(f"signs {merging.identity}", sanity.signs(decided, samples, figures))
     yield Merged(merging.identity, time.monotonic() - start, tally, figures)
+
+
+def _swept(asked: Sweeping, library: Library) -> Generator[Progress | Scored, None, None]:
+    recipes = {value: Recipe.from_yaml(text) for value, text in asked.recipes.items()}
+    sources = {place.name: place.open() for place in asked.parents}
+    return sweep.sweep(recipes, sources, asked.exam, library)
 
 
 def _checked(merging: Merging, library: Library) -> Iterator[Event]:

@@ -129,16 +129,17 @@ def budget(device: str) -> int:
 class Library:
     """Lends models by key. Least recently used ones leave when room is needed, lent ones never.
 
-    `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone. `pasts` has
-    what its models have read, so that a follow-up question is not read from the beginning; all
-    questions to them are answered in `turns`, on a GPU by one thread that drives it. `known` are
-    small findings about models, which may have gone.
+    `aside` are bytes of models that are on no shelf. `merging` is held by whoever merges, one at a
+    time; `lock` guards the shelf alone. `pasts` has what its models have read, so that a follow-up
+    question is not read from the beginning; all questions to them are answered in `turns`, on a GPU
+    by one thread that drives it. `known` are small findings about models, which may have gone.
     """
 
     device: str
     budget: int
     shelf: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
     lent: dict[str, int] = field(default_factory=dict)
+    aside: int = 0
     kept: dict[str, Numbers] = field(default_factory=dict)
     known: dict[str, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -181,7 +182,7 @@ class Library:
         sizes = {f"{s.name} {s.stamp}": size_of(s, self.device) for s in sources}
         with self.lock:
             lent = {key: self.shelf[key].size for key, count in self.lent.items() if count}
-            return sum((lent | sizes).values()) <= self.budget
+            return self.aside + sum((lent | sizes).values()) <= self.budget
 
     @contextmanager
     def beside(self, source: Local) -> Iterator[Loaded | None]:
@@ -236,5 +237,17 @@ class Library:
                     "models, or fewer at once."
                 )
 
+    @contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Keep `size` bytes for a model that nobody else is lent. Raises as `make_room` does."""
+        with self.lock:
+            self.make_room(size)
+            self.aside += size
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.aside -= size
+
     def _used(self) -> int:
-        return sum(loaded.size for loaded in self.shelf.values())
+        return self.aside + sum(loaded.size for loaded in self.shelf.values())

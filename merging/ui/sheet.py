@@ -6,8 +6,8 @@ from typing import Any
 
 from merging.chat import MAX_CHARACTERS, Reply
 from merging.errors import MergeError
+from merging.scoring import right
 from merging.ui.jobs import Made
-from merging.ui.scoring import right
 from merging.ui.transcript import Exchange
 
 MOST = 10
