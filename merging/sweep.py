@@ -36,9 +36,8 @@ def sweep(
     within a token or a group of tensors, and gives the memory back. Raises MergeError.
     """
     first = next(iter(recipes.values()))
-    results, texts = yield from _told("the parents", parents(
-        given, [sources[name] for name in first.listed() if name != _base(first)], library
-    ))  # fmt: skip
+    own = [sources[name] for name in parents_of(first)]
+    results, texts = yield from told("the parents", parents(given, own, library))
     for name, result in results.items():
         yield Scored(name, result)
     with library.room(size_of(plan(first, sources), library)):
@@ -47,7 +46,7 @@ def sweep(
             making = made(plan(recipe, sources), library, spare=spare)
             spare = None  # its memory is the next one's
             spare, _ = yield from in_turn(library, making)
-            result = yield from _told(f"{value:g}", sit(given, spare, texts, library))
+            result = yield from told(f"{value:g}", sit(given, spare, texts, library))
             yield Scored("merged", result, value)
 
 
@@ -58,12 +57,13 @@ def best(points: Mapping[float, Result]) -> float:
     return among[len(among) // 2]
 
 
-def _base(recipe: Recipe) -> str | None:
-    """The base, where it is listed as well: a parent all the same if the method has no base."""
-    return recipe.base_model if method_of(recipe).base == "required" else None
+def parents_of(recipe: Recipe) -> list[str]:
+    """The models that are merged; a base that is listed as well is none of them."""
+    base = recipe.base_model if method_of(recipe).base == "required" else None
+    return [name for name in recipe.listed() if name != base]
 
 
-def _told(what: str, steps: Generator[None, None, Any]) -> Generator[Progress, None, Any]:
+def told(what: str, steps: Generator[None, None, Any]) -> Generator[Progress, None, Any]:
     """Steps that say nothing, as progress."""
     while True:
         try:
