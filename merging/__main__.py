@@ -199,8 +199,8 @@ def sweep(given: argparse.Namespace) -> None:
     curve = ratings.Curve(knob, {name: called[name] for name in sweep.parents_of(decided.recipe)})
     for event in _tried(partial(sweep.sweep, recipes), decided, given):
         curve = curve.scored(event)
-    text = json.dumps(ratings.swept(curve)) if given.json else ratings.swept_table(curve)
-    _print(text)
+    table = ratings.table(*ratings.swept_rows(curve))
+    _print(json.dumps(ratings.swept(curve)) if given.json else table)
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -210,8 +210,8 @@ def compare(given: argparse.Namespace) -> None:
     decided = _fetch(_plan(given))
     called = _called(decided, given)
     rows = [*_tried(partial(fair.compare, decided.recipe), decided, given)]
-    text = ratings.compared_table(rows, called)
-    _print(json.dumps(ratings.compared(rows, called)) if given.json else text)
+    table = ratings.compared_table(rows, called)
+    _print(json.dumps(ratings.compared(rows, called)) if given.json else table)
 
 
 def _tried(start: Callable[..., Iterator[Any]], decided: Plan, given: argparse.Namespace) -> Any:

@@ -61,16 +61,14 @@ def swept(curve: Curve) -> dict[str, Any]:
     }
 
 
-def swept_table(curve: Curve) -> str:
-    """A sweep as a Markdown table: the parents, then a row a value, the best one marked."""
+def swept_rows(curve: Curve) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of a sweep's table: the parents, then each value, the best one marked."""
     told = curve.measures()
-    if not told:
-        return ""
-    rows = [[curve.called[n], *_cells(told, r)] for n, r in curve.parents.items()]
+    rows = [[curve.called[n], *_cells(told, r)] for n, r in curve.parents.items() if told]
     for value, result in curve.points.items():
         mark = " (best)" if value == curve.best() else ""
         rows.append([f"{value:g}{mark}", *_cells(told, result)])
-    return table([curve.title, *_heads(told)], rows)
+    return [curve.title, *_heads(told)], rows
 
 
 def compared(rows: Sequence[Row], called: Mapping[str, str]) -> dict[str, Any]:
@@ -92,7 +90,7 @@ def compared(rows: Sequence[Row], called: Mapping[str, str]) -> dict[str, Any]:
 def compared_table(rows: Sequence[Row], called: Mapping[str, str]) -> str:
     """A comparison as a Markdown table: scores at each model's own length, then at length 1."""
     told = _measures(rows, called)
-    heads = _heads(told)
+    heads = [*_heads(told)]
     lines = []
     for row in rows:
         title = called.get(row.title, row.title)

@@ -70,6 +70,16 @@ class Page:
     sheet_status: gr.HTML
     answered_rows: gr.HTML
     sheet: gr.State
+    knob: gr.Dropdown
+    low: gr.Number
+    high: gr.Number
+    steps: gr.Slider
+    scored_on: gr.Radio
+    swept_status: gr.HTML
+    plot: gr.Plot
+    point: gr.Dropdown
+    numbers: gr.HTML
+    swept: gr.State
     system: gr.Textbox
     temperature: gr.Slider
     seed: gr.Number
@@ -101,6 +111,15 @@ class Page:
     def examined(self) -> set[Any]:
         """Outputs of whatever runs the question sheet."""
         return {self.sheet, self.answered_rows, self.sheet_status}
+
+    def sweeping(self) -> set[Any]:
+        """Inputs of whatever runs a sweep."""
+        return {self.recipe, self.rows, self.knob, self.low, self.high, self.steps, self.scored_on}
+
+    def drawn(self) -> set[Any]:
+        """Outputs of whatever draws a sweep."""
+        parts = {self.swept, self.swept_status, self.plot, self.point, self.numbers}
+        return {*parts, self.buttons["use-value"]}
 
     def answered(self) -> set[Any]:
         """Outputs of whatever asks models."""
@@ -148,6 +167,8 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             parts |= panels.given(buttons)
         with gr.Accordion("Question sheet", open=False, elem_id="sheet-box"):
             parts |= panels.sheet(known[0], buttons)
+        with gr.Accordion("Sweep", open=False, elem_id="sweep-box"):
+            parts |= panels.sweep(buttons)
         with gr.Accordion("Settings", open=False):
             parts |= panels.settings()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
