@@ -157,7 +157,7 @@ def measures(known: Mapping[str, Result], called: Mapping[str, str]) -> list[Mea
     for name, own in zip(names, marks, strict=True):
         alone = [n for n, is_right in enumerate(own) if is_right and sum(m[n] for m in marks) == 1]
         if alone:
-            label = f"the {len(alone)} that {called[name]} alone has right"
+            label = f"the {len(alone)} only {called[name]} has right"
             found.append(Measure(label, name, RIGHT, _share(alone)))
     return found
 

@@ -6,6 +6,7 @@ length is the method's own merit. It knows plans, exams and the library that hol
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import sqrt
 from typing import Any
 
 import torch
@@ -114,9 +115,8 @@ def compare(
 
 def length(model: Loaded, base: Loaded) -> float:
     """‖θ − θ₀‖ over all weights, tied ones once, added up in float64."""
-    return (
-        sum(float((own - old).double().square().sum()) for own, old in _pairs(model, base)) ** 0.5
-    )
+    squares = [float((own - old).double().square().sum()) for own, old in _pairs(model, base)]
+    return sqrt(sum(squares))
 
 
 def lengthen(model: Loaded, base: Loaded, factor: float) -> None:

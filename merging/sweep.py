@@ -51,10 +51,10 @@ def sweep(
 
 
 def best(points: Mapping[float, Result]) -> float:
-    """The value with the best result; of several, the middle one."""
+    """The value with the best result; of several, the middle one, or the lower of two."""
     top = max(map(worth, points.values()))
     among = sorted(value for value, result in points.items() if worth(result) == top)
-    return among[len(among) // 2]
+    return among[(len(among) - 1) // 2]
 
 
 def parents_of(recipe: Recipe) -> list[str]:

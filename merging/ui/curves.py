@@ -13,6 +13,7 @@ from merging.ui import look
 
 INK = "#64748b"
 """Of all that the page's style gives the colour of its text, dark or light."""
+GRID = "rgba(128,128,128,.25)"
 SYMBOLS = {"a": "diamond", "b": "circle", "c": "triangle-up"}
 DASHES = {"a": "dash", "b": "dot", "c": "dashdot"}
 PANEL = 300
@@ -30,10 +31,7 @@ def figure(curve: Curve, slots: Mapping[str, str], span: tuple[float, float]) ->
     if not told:
         return None
     panels = [[m] for m in told] if told[0].unit == PERPLEXITY else [told]
-    titles = [f"On {p[0].label}" for p in panels] if len(panels) > 1 else None
-    drawn = make_subplots(
-        len(panels), 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.12
-    )
+    drawn = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.08)
     for row, panel in enumerate(panels, 1):
         for measure in panel:
             alone = None if len(panel) == 1 else measure.whose
@@ -70,21 +68,21 @@ def _parent(slot: str, score: float | None, span: tuple[float, float], first: bo
 
 def _axis(drawn: go.Figure, row: int, measure: Measure) -> None:
     shares = measure.unit != PERPLEXITY
+    said = measure.unit if shares else f"{measure.label}: {measure.unit}"
     drawn.update_yaxes(
-        row=row, col=1, title=measure.unit, type="linear" if shares else "log",
-        range=[-4, 104] if shares else None, gridcolor="rgba(128,128,128,.25)", zeroline=False,
-        exponentformat="none", nticks=6,
+        row=row, col=1, title={"text": said, "font": {"size": 13}}, gridcolor=GRID, nticks=6,
+        type="linear" if shares else "log", range=[-4, 104] if shares else None, zeroline=False,
+        exponentformat="none", fixedrange=True,
     )  # fmt: skip
 
 
 def _laid_out(drawn: go.Figure, curve: Curve, span: tuple[float, float], panels: int) -> None:
     pad = (span[1] - span[0]) * 0.03
     drawn.update_xaxes(
-        range=[span[0] - pad, span[1] + pad], gridcolor="rgba(128,128,128,.25)", zeroline=False,
+        range=[span[0] - pad, span[1] + pad], gridcolor=GRID, zeroline=False,
         fixedrange=True,
     )  # fmt: skip
-    drawn.update_xaxes(row=panels, col=1, title=curve.title)
-    drawn.update_yaxes(fixedrange=True)
+    drawn.update_xaxes(row=panels, col=1, title={"text": curve.title, "font": {"size": 13}})
     drawn.update_layout(
         template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 13, "family": "system-ui, sans-serif"}, hovermode="x unified",

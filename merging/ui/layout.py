@@ -73,7 +73,7 @@ class Page:
     knob: gr.Dropdown
     low: gr.Number
     high: gr.Number
-    steps: gr.Slider
+    steps: gr.Number
     scored_on: gr.Radio
     swept_status: gr.HTML
     plot: gr.Plot

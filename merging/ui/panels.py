@@ -5,7 +5,6 @@ from typing import Any
 import gradio as gr
 
 from merging.chat import MAX_NEW_TOKENS
-from merging.knobs import FEWEST, MOST
 from merging.ui import columns, look
 from merging.ui import sheet as sheets
 from merging.ui.jobs import LENGTH
@@ -110,8 +109,8 @@ def sweep(buttons: dict[str, gr.Button]) -> dict[str, Any]:
             "knob": gr.Dropdown([], label="Number", min_width=140, elem_id="sweep-knob"),
             "low": gr.Number(0, label="From", min_width=80, elem_id="sweep-from"),
             "high": gr.Number(1, label="To", min_width=80, elem_id="sweep-to"),
-            "steps": gr.Slider(
-                FEWEST, MOST, 13, step=1, label="Values", min_width=140, elem_id="sweep-steps"
+            "steps": gr.Number(
+                13, label="Values", precision=0, min_width=80, elem_id="sweep-steps"
             ),
         }
     parts["scored_on"] = gr.Radio(
@@ -127,7 +126,7 @@ def sweep(buttons: dict[str, gr.Button]) -> dict[str, Any]:
         buttons["save-sweep-json"] = small("save-sweep-json", "Save as JSON")
     parts["swept_status"] = gr.HTML(elem_id="sweep-status")
     parts["plot"] = gr.Plot(visible=False, show_label=False, label="Sweep", elem_id="sweep-plot")
-    with gr.Row(elem_classes=["tools"]):
+    with gr.Row(elem_classes=["chosen"]):
         parts["point"] = gr.Dropdown(
             [], label="Value", visible=False, min_width=200, scale=0, elem_id="sweep-point"
         )
