@@ -87,7 +87,7 @@ def events() -> list[Scored]:
 
 
 def test_points_are_those_of_the_merges_alone(events: list[Scored]) -> None:
-    """Here at two values. And the parents', which come first and once, those of the parents alone."""
+    """At two of the values. Those of the parents come first and once, as of the parents alone."""
     assert [e.who for e in events] == [A, B, *["merged"] * 4]
     assert [e.value for e in events[2:]] == [0.0, 1.0, 2.0, 3.0]
     for event, name in zip(events, (A, B), strict=False):

@@ -12,7 +12,7 @@ from merging.ratings import Curve
 from merging.ui import look
 
 INK = "#64748b"
-"""Of all that the page's style gives the colour of its text, dark or light."""
+"""Of all that the page's style gives the colour of its text."""
 GRID = "rgba(128,128,128,.25)"
 SYMBOLS = {"a": "diamond", "b": "circle", "c": "triangle-up"}
 DASHES = {"a": "dash", "b": "dot", "c": "dashdot"}
@@ -24,8 +24,7 @@ def figure(curve: Curve, slots: Mapping[str, str], span: tuple[float, float]) ->
     """The sweep so far over the whole `span` of values; None before the parents are scored.
 
     `slots` are the parents' columns by name. Shares of answers stand in one panel, each parent's
-    text in its own. The merge's curve over all is the first trace of each panel: the style finds it
-    there.
+    text in its own. Colours are the light page's, which its style turns into those of the dark one.
     """
     told = curve.measures()
     if not told:
@@ -35,33 +34,33 @@ def figure(curve: Curve, slots: Mapping[str, str], span: tuple[float, float]) ->
     for row, panel in enumerate(panels, 1):
         for measure in panel:
             alone = None if len(panel) == 1 else measure.whose
-            trace = _merged(curve, measure, slots.get(alone or ""), row == 1)
-            drawn.add_trace(trace, row=row, col=1)
+            trace = _merged(curve, measure, slots.get(alone or ""))
+            drawn.add_trace(trace.update(showlegend=row == 1), row=row, col=1)
         for name, result in curve.parents.items():
-            trace = _parent(slots[name], panel[0].of(result), span, row == 1)
-            drawn.add_trace(trace, row=row, col=1)
+            who = f"{look.MARKS[slots[name]]} {curve.called[name]} itself"
+            trace = _parent(slots[name], who, panel[0].of(result), span)
+            drawn.add_trace(trace.update(showlegend=row == 1), row=row, col=1)
         _axis(drawn, row, panel[0])
     _laid_out(drawn, curve, span, len(panels))
     return drawn
 
 
-def _merged(curve: Curve, measure: Measure, slot: str | None, first: bool) -> go.Scatter:
+def _merged(curve: Curve, measure: Measure, slot: str | None) -> go.Scatter:
     """The merge's scores; of the questions that one parent alone has right, in its colour."""
     colour = look.NEAR[slot.upper()] if slot else INK
     points = sorted(curve.points.items())
     return go.Scatter(
         x=[value for value, _ in points], y=[measure.of(result) for _, result in points],
         name=f"merged, {measure.label}" if slot or measure.whose is None else "merged",
-        mode="lines+markers", showlegend=first,
+        mode="lines+markers",
         line={"color": colour, "width": 2 if slot else 4},
         marker={"symbol": SYMBOLS[slot] if slot else "star", "size": 8 if slot else 11},
     )  # fmt: skip
 
 
-def _parent(slot: str, score: float | None, span: tuple[float, float], first: bool) -> go.Scatter:
-    name = f"{look.MARKS[slot]} {look.slot_name(slot)} itself"
+def _parent(slot: str, who: str, score: float | None, span: tuple[float, float]) -> go.Scatter:
     return go.Scatter(
-        x=span, y=[score, score], name=name, mode="lines", showlegend=first,
+        x=span, y=[score, score], name=who, mode="lines",
         line={"color": look.NEAR[slot.upper()], "width": 2.5, "dash": DASHES[slot]},
     )  # fmt: skip
 

@@ -24,8 +24,10 @@ from merging.ui.jobs import Made
 from merging.ui.layout import Page
 from merging.ui.visitor import Visitor
 
-TEXTS, SHEET = "texts", "sheet"
-"""What a sweep is scored on."""
+TEXTS = "texts"
+"""What a sweep is scored on, if not on the sheet's answers."""
+EVERY = 0.5
+"""Seconds between two looks at the progress: with each the browser draws the picture anew."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,12 @@ def run(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 
 def _points(page: Page, found: Swept, job: gpu.Job) -> Iterator[Updates]:
     """Draw each result as it comes."""
-    start = time.monotonic()
+    start = shown = time.monotonic()
     yield {page.swept: found, page.swept_status: look.bar(0, "Scoring the parents", "Sweep")}
     try:
         for event in jobs.run(job):
-            if isinstance(event, Progress):
+            if isinstance(event, Progress) and time.monotonic() - shown > EVERY:
+                shown = time.monotonic()
                 yield {page.swept_status: _far(found, event)}
             elif isinstance(event, Scored):
                 found = replace(found, curve=found.curve.scored(event))
