@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from merging.exam import Measure, Result, measures
+from merging.exam import RIGHT, Measure, Result, measures
 from merging.fair import PARENT, Row
 from merging.knobs import Knob
 from merging.sweep import Scored, best
@@ -114,7 +114,7 @@ def _measures(rows: Sequence[Row], called: Mapping[str, str]) -> list[Measure]:
 
 
 def _heads(told: Sequence[Measure]) -> Iterator[str]:
-    return (f"{m.label}, {m.unit}" for m in told)
+    return (f"{m.label}, {'%' if m.unit == RIGHT else m.unit}" for m in told)
 
 
 def _scores(told: Sequence[Measure], result: Result | None) -> list[float | None] | None:
@@ -129,7 +129,7 @@ def figure(measure: Measure, score: float | None) -> str:
     """A score as people read it."""
     if score is None:
         return "–"
-    return f"{score:.0f}" if measure.unit.startswith("%") else f"{score:,.3g}"
+    return f"{score:.0f}" if measure.unit == RIGHT else f"{score:,.3g}"
 
 
 def _cell(text: str) -> str:

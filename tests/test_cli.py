@@ -499,7 +499,7 @@ def test_sweep(tmp_path: Path, capsys: Any) -> None:
     given = ["sweep", *tried(tmp_path), "--parameter", "lambda", "--from", "0", "--to", "2"]
     assert main([*given, "--steps", "3"]) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
-    assert head == "| lambda | all 2 questions, % right | the 1 only a has right, % right |"
+    assert head == "| lambda | all 2 questions, % | the 1 only a has right, % |"
     assert [row.split(" |")[0] for row in rows] == ["| a", "| b", "| 0", "| 1 (best)", "| 2"]
     assert rows[3] == "| 1 (best) | 100 | 100 |"
     assert main([*given, "--steps", "3", "--json"]) == 0

@@ -27,10 +27,14 @@ def opened(visit: Visit, width: int = 1440, steps: int = 3) -> Playground:
 
 
 def field(playground: Playground, name: str, value: float) -> None:
-    """Write into one of the sweep's fields."""
+    """Write into one of the sweep's fields, again if a range that was just chosen comes after."""
     place = playground.part(f"sweep-{name}").locator("input")
-    place.fill(str(value))
-    place.press("Tab")
+    for _ in range(5):
+        place.fill(str(value))
+        place.press("Tab")
+        playground.page.wait_for_timeout(500)
+        if place.input_value() == str(value):
+            return
 
 
 def rows(playground: Playground) -> list[str]:
