@@ -14,6 +14,7 @@ from torch import Tensor
 
 from merging.errors import MergeError
 from merging.exam import Exam, Result, Texts, parents, sit
+from merging.knobs import method_of
 from merging.library import Library, Loaded
 from merging.making import in_turn, made, size_of
 from merging.merge import Progress
@@ -89,8 +90,11 @@ def compare(
     """
     contest = _Contest(recipe, sources, given, {}, library)
     names = contest.models
-    if recipe.slices or recipe.base_model is None or recipe.base_model not in recipe.names():
-        raise MergeError("A step has its length from a base: name one with `base_model: …`.")
+    if recipe.slices or method_of(recipe).base != "required" or not recipe.base_model:
+        raise MergeError(
+            "A step has its length from a base: write a recipe with `models` and a method that has "
+            "one, such as task_arithmetic, with `base_model: …`."
+        )
     size = size_of(plan(contest.sum([0.0] * len(names)), sources), library)
     known, texts = yield from told(
         "the parents", parents(given, [sources[n] for n in names], library)

@@ -66,7 +66,7 @@ def test_all_at_one_length(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
     lengthen = fair.lengthen
     monkeypatch.setattr(fair, "lengthen", measured)
     library = Library("cpu", 10**9)
-    found = [*rows(recipe("linear", [pico["a"], pico["c"]], base_model=pico["base"]), library)]
+    found = [*rows(recipe("ties", [pico["a"], pico["c"]], base_model=pico["base"]), library)]
     assert library.aside == 0
     assert [r.kind for r in found[:3]] == [BASE, PARENT, PARENT] and found[0].length == 0
     assert [r.length for r in found[1:3]] == pytest.approx(
@@ -105,7 +105,7 @@ def test_the_placebo(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
 
     lengthen = fair.lengthen
     monkeypatch.setattr(fair, "lengthen", spy)
-    found = [*rows(recipe("linear", [pico["a"], pico["c"]], base_model=pico["base"]))]
+    found = [*rows(recipe("ties", [pico["a"], pico["c"]], base_model=pico["base"]))]
     assert [row.kind for row in found[-2:]] == [PLACEBO, PLACEBO]
     both, alone = seen[-2:]
     for name, delta in c.items():
@@ -150,11 +150,12 @@ def test_lengthened_by_a_factor(pico: Pico) -> None:
 def test_what_cannot_be_compared(pico: Pico, tmp_path: Path) -> None:
     """Without a base there is no step; models that are their base have none; and a method that
     would have another vocabulary than the base says so in its row."""
-    with pytest.raises(MergeError, match="base_model"):
-        [*rows(recipe("linear", [pico["a"], pico["c"]]))]
+    for method, keys in (("linear", {}), ("slerp", {"base_model": pico["a"]})):
+        with pytest.raises(MergeError, match="with `base_model"):
+            [*rows(recipe(method, [pico["a"], pico["c"]], **keys))]
     same = [changed(pico["base"], tmp_path / name) for name in ("one", "two")]
     with pytest.raises(MergeError, match="equal to their base"):
-        [*rows(recipe("linear", same, base_model=pico["base"]))]
+        [*rows(recipe("ties", same, base_model=pico["base"]))]
     source = str(pico["base"])
     mixed = recipe("ties", [pico["a"], pico["b"]], base_model=source, tokenizer_source=source)
     found = {row.title: row for row in rows(mixed)}

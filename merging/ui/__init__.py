@@ -285,7 +285,8 @@ def _sweeping(page: Page) -> None:
     ranged = {page.knob, page.low, page.high}
     offered = {"trigger_mode": "always_last", **quick}
     _on(page.recipe.change, sweeping.offer, page, {page.recipe, page.knob}, ranged, **offered)
-    _on(page.knob.input, sweeping.choose, page, {page.recipe, page.knob}, ranged, **offered)
+    _on(page.knob.input, sweeping.choose, page, {page.recipe, page.knob},
+        {*ranged, page.swept_status}, **offered)  # fmt: skip
     used = {page.recipe, page.swept, page.point}
     _on(buttons["use-value"].click, sweeping.use, page, used,
         {*page.filled(), page.swept_status})  # fmt: skip

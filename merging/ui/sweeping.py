@@ -27,7 +27,7 @@ from merging.ui.visitor import Visitor
 TEXTS = "texts"
 """What a sweep is scored on, if not on the sheet's answers."""
 EVERY = 0.5
-"""Seconds between two looks at the progress: with each the browser draws the picture anew."""
+"""Seconds between two looks at the progress: a slow browser has a picture to draw besides."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def offer(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  #
     yield {page.knob: gr.update(choices=choices, value=key)} | _range(page, values, key)
 
 
+@shows_errors("swept_status")
 def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
     """Another number: the range is that of its slider."""
     yield _range(page, values, values[page.knob])
