@@ -1,9 +1,12 @@
-"""The command line: check, run, methods, inspect. It turns errors into one line and exit code 2."""
+"""The command line: check, run, methods, inspect, sweep, compare.
+
+It turns errors into one line and exit code 2.
+"""
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -183,6 +186,60 @@ def inspect(given: argparse.Namespace) -> None:
     _print(json.dumps(found, indent=None if given.json else 2))
 
 
+def sweep(given: argparse.Namespace) -> None:
+    """Print how the merge and its parents score as one number moves."""
+    from merging import ratings, sweep  # with transformers, as in `_judge`
+    from merging.knobs import Knob, along
+
+    decided = _fetch(_plan(given))
+    pinned = dict(zip(decided.columns, decided.recipe.listed(), strict=True))
+    knob = Knob(given.parameter, given.model and pinned.get(given.model, given.model))
+    recipes = along(decided.recipe, knob, given.low, given.high, given.steps)
+    called = _called(decided, given)
+    curve = ratings.Curve(knob, {name: called[name] for name in sweep.parents_of(decided.recipe)})
+    for event in _tried(partial(sweep.sweep, recipes), decided, given):
+        curve = curve.scored(event)
+    table = ratings.table(*ratings.swept_rows(curve))
+    _print(json.dumps(ratings.swept(curve)) if given.json else table)
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Print how all methods score, each at its own length of step and all at the same."""
+    from merging import fair, ratings
+
+    decided = _fetch(_plan(given))
+    called = _called(decided, given)
+    rows = [*_tried(partial(fair.compare, decided.recipe), decided, given)]
+    table = ratings.compared_table(rows, called)
+    _print(json.dumps(ratings.compared(rows, called)) if given.json else table)
+
+
+def _tried(start: Callable[..., Iterator[Any]], decided: Plan, given: argparse.Namespace) -> Any:
+    """What comes of scoring models on the sheet, or on what they say to questions of our own."""
+    from merging import exam, sheets, trials
+    from merging.library import Library
+
+    asked = sheets.open_sheet(Path(given.sheet)) if given.sheet else [
+        (question, "") for question in (*trials.PROMPTS, *trials.LINES)
+    ]  # fmt: skip
+    texts = not any(expected for _, expected in asked)
+    device = default_device()
+    sources = {source.name: source for source in decided.sources}
+    for event in start(sources, exam.exam(asked, texts=texts), Library(device, budget(device))):
+        if isinstance(event, Progress):
+            _show(event)
+        else:
+            yield event
+
+
+def _called(decided: Plan, given: argparse.Namespace) -> dict[str, str]:
+    """Pinned names, as they were written, for people without folders and owners where that does."""
+    written = {name: name.partition("@")[0] for name in decided.recipe.names()}
+    written |= dict(zip(decided.recipe.listed(), decided.columns, strict=True))
+    short = {name: own.rstrip("/").rpartition("/")[2] for name, own in written.items()}
+    return written if given.json or len({*short.values()}) < len(short) else short
+
+
 def _fetch(decided: Plan) -> Plan:
     """Bring the parents here, with the machine's own login for gated ones."""
     here: Plan
@@ -284,7 +341,23 @@ def _parser() -> argparse.ArgumentParser:
     command = add("inspect", inspect, "norms and cosines of the deltas")
     command.add_argument("recipe", help=recipe)
     command.add_argument("--json", action="store_true", help="on one line, for programs")
+    _add_scoring(add)
     return parser
+
+
+def _add_scoring(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that have models answer questions."""
+    swept = add("sweep", sweep, "scores as one number of the recipe moves, beside the parents'")
+    compared = add("compare", compare, "scores of all methods at one length of step")
+    for command in (swept, compared):
+        command.add_argument("recipe", help="a file in mergekit's YAML")
+        command.add_argument("--sheet", metavar="FILE", help="a .tsv or .csv: question, expected")
+        command.add_argument("--json", action="store_true", help="on one line, for programs")
+    swept.add_argument("--parameter", required=True, help="such as lambda, t or density")
+    swept.add_argument("--model", help="whose value it is; of all models without it")
+    swept.add_argument("--from", dest="low", type=float, required=True, metavar="NUMBER")
+    swept.add_argument("--to", dest="high", type=float, required=True, metavar="NUMBER")
+    swept.add_argument("--steps", type=int, default=13, help="how many values")
 
 
 def _print(text: str) -> None:

@@ -16,7 +16,18 @@ import spaces
 from merging import templates, trials
 from merging.chat import Reply
 from merging.errors import MergeError
-from merging.job import MERGED, Asking, Event, Job, Merged, Merging, Place, merge_job, place
+from merging.job import (
+    MERGED,
+    Asking,
+    Event,
+    Job,
+    Merged,
+    Merging,
+    Place,
+    Sweeping,
+    merge_job,
+    place,
+)  # fmt: skip
 from merging.library import Library, budget, spare
 from merging.memory import SHARE
 from merging.merge import default_device
@@ -24,14 +35,18 @@ from merging.plan import Plan
 from merging.working import work
 
 __all__ = [
-    "MERGED", "Asking", "Bill", "Event", "Job", "Merged", "Merging", "Place", "bill", "granted",
-    "merge_job", "place", "room", "run", "seconds",
+    "MERGED", "Asking", "Bill", "Event", "Job", "Merged", "Merging", "Place", "Sweeping", "bill",
+    "granted", "merge_job", "place", "room", "run", "seconds",
 ]  # fmt: skip
 
 ZERO_GPU = 48 * 10**9
 """Bytes of memory of a ZeroGPU slice, as documented."""
 CHECK = 40 + trials.NEW * len(trials.PROMPTS)
 """Tokens that the check of a merge counts for: a second of reading, and its answers."""
+AGAIN = 0.1
+"""Of the price of a first merge, for each that follows it in a sweep: the files are in memory."""
+LONGEST = 120
+"""GPU seconds that are asked for at most."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
 def price(size: int, tokens: int, characters: int = 0) -> int:
     """GPU seconds to ask for: loading and merging by bytes, answering by tokens, looking into an
     answer by characters, of which a token has one or more."""
-    return min(120, int(5 + 3 * size / 1e9 + tokens / 40 + characters / 2000))
+    return min(LONGEST, int(5 + 3 * size / 1e9 + tokens / 40 + characters / 2000))
 
 
 @dataclass(frozen=True)
@@ -106,12 +121,17 @@ def seconds(job: Job) -> int:
     merges = [*{*job.merges.values()}]
     places = [*({*job.places} - {*job.parents})]
     places += [parent for each in merges if not each.written() for parent in each.parents]
+    places += job.sweep.parents if job.sweep else ()
     folders = [Path(f) for p in places for f in (p.folder, p.adapter) if f]
     folders += [Path(each.files) for each in merges if each.written()]
     files = [file for folder in folders for file in folder.glob("*.safetensors")]
     tokens = sum(question.max_new_tokens for question in job.questions) * len(job.answering)
     read = job.inspection.characters() if job.inspection else 0
-    return price(sum(f.stat().st_size for f in files), tokens + CHECK * job.check, read)
+    size = sum(file.stat().st_size for file in files)
+    if job.sweep:
+        size += int(AGAIN * size * len(job.sweep.recipes))
+        tokens += job.sweep.exam.tokens * (len(job.sweep.recipes) + len(job.sweep.parents))
+    return price(size, tokens + CHECK * job.check, read)
 
 
 @spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types

@@ -12,11 +12,13 @@ from typing import Any
 
 from merging.chat import Question, Reply
 from merging.errors import MergeError
+from merging.exam import Exam
 from merging.merge import Progress
 from merging.nexttoken import Inspection, NextTokens, Read
 from merging.plan import Plan
 from merging.sanity import Verdict
 from merging.sources import Local, Remote, on_base, open_folder
+from merging.sweep import Scored
 
 MERGED = "merged"
 """The name of the merged model's column."""
@@ -63,12 +65,23 @@ class Merging:
 
 
 @dataclass(frozen=True)
+class Sweeping:
+    """Merges to make one after the other and to score beside their parents: the pinned recipes, by
+    the value of the number in which they differ, and all that they are made of."""
+
+    recipes: Mapping[float, str]
+    parents: tuple[Place, ...]
+    exam: Exam
+
+
+@dataclass(frozen=True)
 class Job:
     """Have merges ready, each in its column, then ask. `columns` maps the others to pinned models.
 
     `places` are the models that are asked themselves. `questions` are asked one after the other;
     `inspection` looks into an answer. Columns that come to be in `stops` answer no further. With
-    `check` the merges are judged at the end, each once, and the verdicts kept.
+    `check` the merges are judged at the end, each once, and the verdicts kept. A `sweep` comes
+    before all else.
     """
 
     places: tuple[Place, ...] = ()
@@ -78,6 +91,7 @@ class Job:
     inspection: Inspection | None = None
     stops: Collection[str] = ()
     check: bool = False
+    sweep: Sweeping | None = None
 
     @property
     def answering(self) -> tuple[str, ...]:
@@ -87,7 +101,9 @@ class Job:
     @property
     def parents(self) -> tuple[Place, ...]:
         """What the merges are made of, each once."""
-        return tuple(dict.fromkeys(p for m in self.merges.values() for p in m.parents))
+        merged = [m.parents for m in self.merges.values()]
+        swept = self.sweep.parents if self.sweep else ()
+        return tuple(dict.fromkeys([*(p for places in merged for p in places), *swept]))
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,7 @@ class Asking:
     number: int
 
 
-Event = Progress | Merged | Asking | Reply | Read | NextTokens | Verdict
+Event = Progress | Merged | Asking | Reply | Read | NextTokens | Verdict | Scored
 
 
 def place(source: Local) -> Place:

@@ -159,7 +159,8 @@ def spare(device: str) -> int:
 class Library:
     """Lends models by key. Least recently used ones leave when room is needed, lent ones never.
 
-    `budget` and `spare` are bytes for models, on the device and in the machine's memory beside it.
+    `budget` and `spare` are bytes for models, on the device and in the machine's memory beside it;
+    `aside` are those of models that are on no shelf.
     `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone. `pasts` has
     what its models have read, so that a follow-up question is not read from the beginning; all
     questions to them are answered in `turns`, on a GPU by one thread that drives it. `known` are
@@ -171,6 +172,7 @@ class Library:
     spare: int = 0
     shelf: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
     lent: dict[str, int] = field(default_factory=dict)
+    aside: int = 0
     kept: dict[str, Numbers] = field(default_factory=dict)
     known: dict[str, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -228,7 +230,7 @@ class Library:
         parents = {_key(s): size_of(s, self.device) for s in sources}
         with self.lock:
             others = {k for k, count in self.lent.items() if count} - {*merges, *parents}
-            room = self.budget - sum(self.shelf[key].size for key in others)
+            room = self.budget - self.aside - sum(self.shelf[key].size for key in others)
         sizes = [*merges.values()], [*parents.values()]
         alone = [way for way in ways(*sizes, self.budget, self.spare) if way in ALONE]
         return tuple(dict.fromkeys([*ways(*sizes, room, self.spare), *alone]))
@@ -286,6 +288,18 @@ class Library:
                     "models, or fewer at once."
                 )
 
+    @contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Keep `size` bytes for a model that nobody else is lent. Raises as `make_room` does."""
+        with self.lock:
+            self.make_room(size)
+            self.aside += size
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.aside -= size
+
     def free(self) -> None:
         """Let everything go that nobody uses just now: memory has run out."""
         with self.lock:
@@ -309,4 +323,4 @@ class Library:
             gc.collect()  # accelerate's hooks hold the model that holds them
 
     def _used(self) -> int:
-        return sum(loaded.size for loaded in self.shelf.values())
+        return self.aside + sum(loaded.size for loaded in self.shelf.values())

@@ -238,7 +238,8 @@ class Live:
     """A model in memory, ready to chat when the merge ends. `dtype` None keeps the plan's.
 
     Its class takes the merged tensors over as they are. `like` finds a model of the same mould, a
-    former merge of the same parents: a copy of it takes a tenth of the time of a new one.
+    former merge of the same parents: a copy of it takes a tenth of the time of a new one. `spare`
+    is a model that nobody needs any more, whose memory is filled again where it fits.
     """
 
     def __init__(
@@ -247,8 +248,10 @@ class Live:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         like: Callable[[str], Likeness | None] = lambda _: None,
+        spare: Any = None,
     ) -> None:
         self.device, self.dtype, self.like = device, dtype, like
+        self.spare = dict(spare.named_parameters(remove_duplicate=False)) if spare else {}
         self.model: Any = None
         self.tokenizer: Any = None
         self.mould = ""
@@ -265,7 +268,11 @@ class Live:
 
     def place(self, step: "Step") -> Tensor:
         dtype = self.dtype if self.dtype and not step.copied else step.dtype
-        self.filled[step.name] = torch.empty(step.shape, dtype=dtype, device=self.device)
+        held = self.spare.pop(step.name, None)
+        if held is not None and (held.shape, held.dtype) == (step.shape, dtype):
+            self.filled[step.name] = held.data
+        else:
+            self.filled[step.name] = torch.empty(step.shape, dtype=dtype, device=self.device)
         return self.filled[step.name].view(-1)
 
     def done(self, name: str) -> None:

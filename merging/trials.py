@@ -3,17 +3,17 @@
 It measures, and judges nothing; what the figures mean for a merge is `sanity`'s.
 """
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from merging.chat import Question, Reply, answer, context, prompt
+from merging.chat import Message, Question, Reply, answer, context, prompt
 from merging.errors import MergeError
 from merging.library import Library, Loaded
-from merging.reading import Reader
+from merging.reading import Pasts, Reader
 from merging.turns import Turns
 
 PROSE = (
@@ -52,6 +52,18 @@ class Saying:
 
     repeated: float
     ended: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token numbers of a text, which of them are judged, and how many bytes these are.
+
+    The bytes are 0 where the tokenizer does not know the text.
+    """
+
+    ids: Sequence[int]
+    judged: Sequence[bool]
+    size: int
 
 
 def not_finite(model: Any) -> str | None:
@@ -106,7 +118,16 @@ def read(
 ) -> Generator[None, None, list[float | None]]:
     """Have models read a text once, all at the same time: nats a byte of each, None where its
     tokenizer does not know the text."""
-    found = [_Read.of(loaded, kind) for loaded in models]
+    texts = [(loaded, passage(loaded, kind)) for loaded in models]
+    found = yield from nats(texts, turns)
+    return [n / text.size if text.size else None for (_, text), n in zip(texts, found, strict=True)]
+
+
+def nats(
+    texts: Sequence[tuple[Loaded, Passage]], turns: Turns
+) -> Generator[None, None, list[float]]:
+    """Have each model read its text, all at the same time: nats of all that is judged in it."""
+    found = [_Read.of(loaded, text) for loaded, text in texts]
     todo = [each for each in found if each.size]
     with turns.going([each.go for each in todo]) as gone:
         while any(each.going and not each.error for each in todo):
@@ -116,7 +137,7 @@ def read(
     for each in todo:
         if each.error:
             raise each.error
-    return [each.nats / each.size if each.size else None for each in found]
+    return [each.nats for each in found]
 
 
 @dataclass
@@ -133,10 +154,10 @@ class _Read:
     error: Exception | None = None
 
     @classmethod
-    def of(cls, loaded: Loaded, kind: str) -> "_Read":
-        ids, judged, size = passage(loaded, kind)
-        on = loaded.model.device
-        return cls(loaded.model, torch.tensor([ids], device=on), torch.tensor(judged).to(on), size)
+    def of(cls, loaded: Loaded, text: Passage) -> "_Read":
+        model, on = loaded.model, loaded.model.device
+        ids, judged = torch.tensor([text.ids], device=on), torch.tensor(text.judged, device=on)
+        return cls(model, ids, judged, text.size)
 
     @property
     def going(self) -> bool:
@@ -162,31 +183,29 @@ class _Read:
         self.at += piece.shape[1]
 
 
-def passage(loaded: Loaded, kind: str) -> tuple[list[int], list[bool], int]:
-    """Token numbers of a text, which of them are judged, and how many bytes these are.
-
-    Of "prose" all is judged but the first token, which nothing foretells, as much as the context
-    has room for; of "lines" the answers, each to its question in the model's own format.
+def passage(loaded: Loaded, kind: str) -> Passage:
+    """A text of this file. Of "prose" all is judged but the first token, which nothing foretells,
+    as much as the context has room for; of "lines" the answers, each to its question.
     """
-    tokenizer, room = loaded.tokenizer, context(loaded.model)
-    if kind == "prose":
-        ids = list(tokenizer(PROSE)["input_ids"])[:room]
-        judged = [False, *[True] * (len(ids) - 1)]
-        size = len(tokenizer.decode(ids, skip_special_tokens=True).encode())
-    else:
-        ids, judged, size = _lines(loaded, room)
-    unknown = tokenizer.unk_token_id
-    if len(ids) < 2 or (unknown is not None and ids.count(unknown) > len(ids) / 10):
-        return ids, judged, 0
-    return ids, judged, size
+    if kind == "lines":
+        talks = [(({"role": "user", "content": q},), said) for q, said in LINES.items()]
+        return dialogue(loaded, talks)
+    tokenizer = loaded.tokenizer
+    ids = list(tokenizer(PROSE)["input_ids"])[: context(loaded.model)]
+    judged = [False, *[True] * (len(ids) - 1)]
+    size = len(tokenizer.decode(ids, skip_special_tokens=True).encode())
+    return _known(loaded, Passage(ids, judged, size))
 
 
-def _lines(loaded: Loaded, room: int) -> tuple[list[int], list[bool], int]:
-    ids, judged, size = list[int](), list[bool](), 0
-    for question, said in LINES.items():
+def dialogue(loaded: Loaded, talks: Iterable[tuple[Sequence[Message], str]]) -> Passage:
+    """Conversations in the model's own format, each with an answer, of which alone is judged; as
+    many as the context has room for, up to one that its template refuses.
+    """
+    room, ids, judged, size = context(loaded.model), list[int](), list[bool](), 0
+    for messages, said in talks:
         try:
-            asked, _ = prompt("the merge", loaded, [{"role": "user", "content": question}])
-        except MergeError:  # its template refuses a plain question
+            asked, _ = prompt("the merge", loaded, messages)
+        except MergeError:
             break
         answered = _ids(loaded.tokenizer, said)
         if len(ids) + len(asked) + len(answered) > room:
@@ -194,22 +213,39 @@ def _lines(loaded: Loaded, room: int) -> tuple[list[int], list[bool], int]:
         ids += [*asked, *answered]
         judged += [*[False] * len(asked), *[True] * len(answered)]
         size += len(said.encode())
-    return ids, judged, size
+    return _known(loaded, Passage(ids, judged, size))
+
+
+def _known(loaded: Loaded, text: Passage) -> Passage:
+    unknown = loaded.tokenizer.unk_token_id
+    lost = 0 if unknown is None else list(text.ids).count(unknown)
+    return replace(text, size=0) if len(text.ids) < 2 or lost > len(text.ids) / 10 else text
 
 
 def say(loaded: Loaded, library: Library) -> Generator[None, None, Saying]:
     """Have a model answer PROMPTS, the likeliest token each time."""
     asked = {words: ({"role": "user", "content": words},) for words in PROMPTS}
-    last: dict[str, Reply] = {}
-    models = dict.fromkeys(asked, loaded)
     try:
-        for reply in answer(Question(asked, NEW), models, library.pasts, library.turns):
-            last[reply.column] = reply
-            yield
+        replies = yield from said(Question(asked, NEW), loaded, library.turns, library.pasts)
     except MergeError:  # its template refuses a plain question
         return Saying(0.0, 0)
-    said = [_ids(loaded.tokenizer, reply.text) for reply in last.values()]
-    return Saying(repeated(said), sum(r.ended == "end of text" for r in last.values()))
+    ids = [_ids(loaded.tokenizer, reply.text) for reply in replies]
+    return Saying(repeated(ids), sum(r.ended == "end of text" for r in replies))
+
+
+def said(
+    question: Question, loaded: Loaded, turns: Turns, pasts: Pasts | None = None
+) -> Generator[None, None, list[Reply]]:
+    """What one model answers to all conversations of a question, at the same time.
+
+    Raises MergeError where it can answer none.
+    """
+    last: dict[str, Reply] = {}
+    models = dict.fromkeys(question.conversations, loaded)
+    for reply in answer(question, models, pasts, turns):
+        last[reply.column] = reply
+        yield
+    return [last[column] for column in models]
 
 
 def repeated(answers: Sequence[Sequence[int]]) -> float:

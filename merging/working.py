@@ -11,23 +11,19 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
-
-from merging import sanity
+from merging import making, sanity, sweep
 from merging.chat import Reply, answer
 from merging.errors import MergeError
-from merging.job import Asking, Event, Job, Merged, Merging, Place
-from merging.library import Library, Loaded, NoRoomError, chat_dtype, in_parts, load_parent, size_of
+from merging.figures import Sample
+from merging.job import Asking, Event, Job, Merged, Merging, Place, Sweeping
+from merging.library import Library, Loaded, NoRoomError, load_parent, size_of
 from merging.machines import advice
+from merging.making import EVERY, in_turn, seldom
 from merging.memory import ALONE, TOLD, Size, ran_out, size
-from merging.merge import Progress, Samples, merge
+from merging.merge import Progress
 from merging.nexttoken import next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
-from merging.sinks import Live
-
-EVERY = 0.15
-"""Seconds between two signs of progress: each costs the page a round trip to the browser."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def _size(merging: Merging, run: _Run) -> Size:
     """Bytes of a merge, which is planned, here, or written."""
     library = run.library
     if decided := run.plans.get(merging.identity):
-        width = _dtype(decided, library).itemsize
+        width = making.dtype_of(decided, library).itemsize
         return size({step.name: width * step.size for step in decided.steps})
     if written := merging.written():
         return size_of(written, library.device)
@@ -133,19 +129,18 @@ def _size(merging: Merging, run: _Run) -> Size:
     return Size(held.size, held.size) if held else Size(0, 0)
 
 
-def _dtype(decided: Plan, library: Library) -> torch.dtype:
-    return chat_dtype(library.device, getattr(torch, decided.config["dtype"]))
-
-
 def _done(run: _Run) -> Iterator[Event]:
     job, library = run.job, run.library
+    if job.sweep:
+        yield from _swept(job.sweep, library)
     with ExitStack() as kept:  # merges that stay while parents come and go
         for merges, parents in _rounds(run):
             with ExitStack() as stack:
                 models: dict[str, Loaded] = {}
                 lent = stack if run.way in ALONE else kept
                 for column, merging in merges.items():
-                    yield from _patiently(run, partial(_made, merging, run))
+                    make = partial(_in_turn, merging, run)
+                    yield from _patiently(run, make)
                     # borrowed at once: the next merge, and parents, could push it out
                     models[column] = lent.enter_context(_merged(library, merging.identity))
                 yield from _patiently(run, partial(_lent, run, parents, stack, models))
@@ -218,18 +213,16 @@ def _answers(run: _Run, models: Mapping[str, Loaded]) -> Iterator[Event]:
             run.outcomes.append(error)
 
 
-def _made(merging: Merging, run: _Run) -> Iterator[Event]:
-    """Find the merge, or make it in turn: each takes all cores, and the next may be the same."""
-    library = run.library
-    while not library.merging.acquire(timeout=EVERY):
-        yield Progress("another merge", 0, 1, 0.0, 0.0, 0.0, "wait")
-    try:
-        if library.has(merging.identity) or _read(merging, run):
-            yield Merged(merging.identity, 0.0, {})
-        else:
-            yield from _merge(merging, run)
-    finally:
-        library.merging.release()
+def _in_turn(merging: Merging, run: _Run) -> Iterator[Event]:
+    return in_turn(run.library, _made(merging, run))
+
+
+def _made(merging: Merging, run: _Run) -> Generator[Event, None, None]:
+    """Find the merge, or make it."""
+    if run.library.has(merging.identity) or _read(merging, run):
+        yield Merged(merging.identity, 0.0, {})
+    else:
+        yield from _merge(merging, run)
 
 
 def _read(merging: Merging, run: _Run) -> bool:
@@ -248,36 +241,23 @@ def _read(merging: Merging, run: _Run) -> bool:
 
 
 def _merge(merging: Merging, run: _Run) -> Iterator[Event]:
-    """Merge into the live model; what is chatting meanwhile stays as it is."""
-    library, start = run.library, time.monotonic()
+    """Merge into a new model on the shelf; what is chatting meanwhile stays as it is."""
+    library, start, samples = run.library, time.monotonic(), dict[str, Sample]()
     decided = run.plans.get(merging.identity) or _planned(merging)
-    dtype = _dtype(decided, library)
-    whole = dtype.itemsize * sum(step.size for step in decided.steps)
+    whole = making.size_of(decided, library)
     room = library.room_in_parts(whole, parts=run.parts)
     library.make_room(library.size_with(whole, room))
-    at = library.device if room is None else "cpu"
-    live = Live(device=at, dtype=dtype, like=library.like)
-    parents = " ".join(f"{p.name} {p.stamp}" for p in merging.parents)
-    parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
-    tally: Mapping[str, int] = {}
-    shown = 0.0
-    samples: Samples = {}
-    numbers = library.numbers(parents)
-    for progress in merge(decided, live, numbers, samples=samples, device=library.device):
-        tally = progress.tally
-        if time.monotonic() - shown > EVERY:
-            shown = time.monotonic()
-            yield progress
-    library.publish(merging.identity, _loaded(live, library.device, room))
+    loaded, tally = yield from seldom(making.made(decided, library, samples, room=room))
+    library.publish(merging.identity, loaded)
     figures = sanity.whole(decided, samples)
     library.note(f"signs {merging.identity}", sanity.signs(decided, samples, figures))
     yield Merged(merging.identity, time.monotonic() - start, tally, figures)
 
 
-def _loaded(live: Live, device: str, room: int | None) -> Loaded:
-    if room is None:
-        return Loaded.of(live.model, live.tokenizer, live.mould)
-    return in_parts(live.model, live.tokenizer, device, room)
+def _swept(asked: Sweeping, library: Library) -> Iterator[Event]:
+    recipes = {value: Recipe.from_yaml(text) for value, text in asked.recipes.items()}
+    sources = {place.name: place.open() for place in asked.parents}
+    return seldom(sweep.sweep(recipes, sources, asked.exam, library))
 
 
 def _checked(merging: Merging, library: Library) -> Iterator[Event]:

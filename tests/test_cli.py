@@ -479,3 +479,57 @@ def test_inspect_refuses_damage(tmp_path: Path, pico: Pico, capsys: Any) -> None
     assert main(["inspect", str(path), "--json"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and str(broken) in err and "`model.norm.weight`" in err
+
+
+TRIED = """merge_method: task_arithmetic
+base_model: assets/demo/base
+models: [{model: assets/demo/a}, {model: assets/demo/b}]
+"""
+
+
+def tried(tmp_path: Path) -> list[str]:
+    """A recipe over the demo trio, and two questions."""
+    (tmp_path / "trio.yaml").write_text(TRIED)
+    (tmp_path / "two.tsv").write_text("What is 38 + 27?\t65\nSay my green shirt in French.\tma\n")
+    return [str(tmp_path / "trio.yaml"), "--sheet", str(tmp_path / "two.tsv")]
+
+
+def test_sweep(tmp_path: Path, capsys: Any) -> None:
+    """A row a value, under those of the parents, and the same numbers for programs."""
+    given = ["sweep", *tried(tmp_path), "--parameter", "lambda", "--from", "0", "--to", "2"]
+    assert main([*given, "--steps", "3"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head == "| lambda | all 2 questions, % | the 1 only a has right, % |"
+    assert [row.split(" |")[0] for row in rows] == ["| a", "| b", "| 0", "| 1 (best)", "| 2"]
+    assert rows[3] == "| 1 (best) | 100 | 100 |"
+    assert main([*given, "--steps", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [value["value"] for value in found["values"]] == [0, 1, 2] and found["best"] == 1
+    assert set(found["parents"]) == {"assets/demo/a", "assets/demo/b"}
+    assert found["values"][1]["scores"] == [100, 100]
+
+
+def test_compare(tmp_path: Path, capsys: Any) -> None:
+    """All methods by name, the placebos last."""
+    assert main(["compare", *tried(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "| Task arithmetic | 1.71 |" in out and "| SLERP | 0.8" in out
+    assert out.splitlines()[-1].startswith("| the last alone, shuffled | ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--parameter", "t", "--from", "0", "--to", "1"], "`t` is no number of Task arithmetic"),
+        (["--parameter", "lambda", "--from", "1", "--to", "0"], "no range"),
+        (["--parameter", "lambda", "--from", "x", "--to", "0"], "invalid float value"),
+        (["--parameter", "lambda", "--from", "0"], "--to"),
+        (["--parameter", "weight", "--model", "x", "--from", "0", "--to", "1"], "for x"),
+    ],
+)
+def test_sweeps_refused(arguments: list[str], words: str, tmp_path: Path, capsys: Any) -> None:
+    recipe = tried(tmp_path)[0]
+    assert main(["sweep", recipe, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and words in err and err.count("\n") == 1
+    assert main(["compare", recipe, "--sheet", str(tmp_path / "none.tsv")]) == 2

@@ -265,7 +265,8 @@ def test_answers_that_do_not_end(tmp_path: Path) -> None:
 def test_perplexity_is_transformers_own(kind: str) -> None:
     """Read in pieces, by byte, it is the loss that transformers has for the same tokens at once."""
     loaded = lone(B)
-    ids, judged, size = trials.passage(loaded, kind)
+    text = trials.passage(loaded, kind)
+    ids, judged, size = text.ids, text.judged, text.size
     given = torch.tensor([ids])
     wanted = given.masked_fill(~torch.tensor([judged]), -100)
     loss = loaded.model(input_ids=given, labels=wanted).loss

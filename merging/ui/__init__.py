@@ -28,6 +28,7 @@ from merging.ui import (
     pricing,
     prompting,
     stepping,
+    sweeping,
 )  # fmt: skip
 from merging.ui import form as forms
 from merging.ui.api import ASKING, LIMIT, endpoints
@@ -73,6 +74,7 @@ def build() -> gr.Blocks:
         _comparing(page)
         _deciding(page)
         _prompting(page)
+        _sweeping(page)
         _keeping(blocks, page)
         _showing(page)
         _pricing(page)
@@ -290,6 +292,30 @@ def _deciding(page: Page) -> None:
     stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
     stopping = gr.on(stops, comparing.settle, None, None, cancels=looking, **quick)
     stopping.then(lambda: "", None, page.looked_status, **quick)  # what was seen before stays
+
+
+def _sweeping(page: Page) -> None:
+    """Whatever merges again and again as a number moves."""
+    quick, buttons = {"queue": False}, page.buttons
+    asked = {*page.sweeping(), page.pins, *page.options()}
+    swept = _on(buttons["run-sweep"].click, sweeping.run, page, asked, page.drawn(), **ASKING,
+                **_queued(page.swept_status))  # fmt: skip
+    stops = [buttons[name].click for name in ("stop-sweep", "stop")]
+    stopping = gr.on(stops, comparing.settle, None, None, cancels=[swept], queue=False,
+                     api_visibility="private", show_progress="hidden")  # fmt: skip
+    _on(stopping.then, sweeping.stop, page, {page.swept}, page.drawn(), **quick)
+    ranged = {page.knob, page.low, page.high}
+    offered = {"trigger_mode": "always_last", **quick}
+    _on(page.recipe.change, sweeping.offer, page, {page.recipe, page.knob}, ranged, **offered)
+    _on(page.knob.input, sweeping.choose, page, {page.recipe, page.knob},
+        {*ranged, page.swept_status}, **offered)  # fmt: skip
+    used = {page.recipe, page.swept, page.point}
+    _on(buttons["use-value"].click, sweeping.use, page, used,
+        {*page.filled(), page.swept_status})  # fmt: skip
+    for kind, name in (("md", "save-sweep-markdown"), ("json", "save-sweep-json")):
+        saving = _on(buttons[name].click, partial(sweeping.save, kind=kind), page, {page.swept},
+                     {page.saved, page.swept_status}, **quick)  # fmt: skip
+        saving.then(None, page.saved, js="(file) => window.playground.save(file)")
 
 
 def _prompting(page: Page) -> None:

@@ -150,14 +150,14 @@ def to_recipe(form: Form, values: Mapping[Any, Any], current: str) -> Recipe:
 
 def _sliced(old: Recipe, method: Method, picked: Mapping[str, str]) -> Recipe:
     """Slices stay as they are written, with the models that were picked in place of theirs."""
-    shown = _pickers(old)
+    shown = pickers_of(old)
     names = {name: picked[slot] for slot, name in shown.items() if name and picked[slot]}
     found = replace(old.renamed(names), merge_method=method.name)
     base = picked["base"] if method.base == "required" else ""
     return replace(found, base_model=found.base_model or base or None)
 
 
-def _pickers(recipe: Recipe) -> dict[str, str | None]:
+def pickers_of(recipe: Recipe) -> dict[str, str | None]:
     """Which model each picker shows."""
     method = methods().get(recipe.merge_method)
     names = list(recipe.listed())
@@ -173,7 +173,7 @@ def _pickers(recipe: Recipe) -> dict[str, str | None]:
 def fill(form: Form, recipe: Recipe) -> dict[Any, Any]:
     """Updates that make the form show a recipe; an unknown method leaves the controls alone."""
     method = methods().get(recipe.merge_method)
-    shown = _pickers(recipe)
+    shown = pickers_of(recipe)
     updates: dict[Any, Any] = {form.pickers[slot]: name for slot, name in shown.items()}
     if method is None:
         return updates

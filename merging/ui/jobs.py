@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from merging import costs, gpu, hub
 from merging.chat import Message
 from merging.errors import MergeError
+from merging.exam import Exam
 from merging.merge import Progress, bring, fetched
 from merging.notes import Note
 from merging.plan import Plan, plan
@@ -63,6 +64,15 @@ def make(recipe: Recipe, visitor: Visitor) -> Generator[gpu.Event, None, tuple[M
     pins = pins_of(recipe, decided)
     made = Made(decided.identity, pinned.to_yaml(), title, decided.columns, pins)
     return made, gpu.merge_job(decided)
+
+
+def sweep(
+    recipe: Recipe, recipes: Mapping[float, Recipe], given: Exam, visitor: Visitor
+) -> Generator[gpu.Event, None, tuple[Made, gpu.Job]]:
+    """The same for a recipe that is merged at several values of a number, and scored at each."""
+    made, job = yield from make(recipe, visitor)
+    pinned = {value: each.renamed(made.pins).to_yaml() for value, each in recipes.items()}
+    return made, gpu.Job(sweep=gpu.Sweeping(pinned, job.parents, given))
 
 
 def at_hand(

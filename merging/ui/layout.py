@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -81,6 +82,16 @@ class Page:
     sheet_status: gr.HTML
     answered_rows: gr.HTML
     sheet: gr.State
+    knob: gr.Dropdown
+    low: gr.Number
+    high: gr.Number
+    count: gr.Number
+    scored_on: gr.Radio
+    swept_status: gr.HTML
+    plot: gr.Plot
+    point: gr.Dropdown
+    numbers: gr.HTML
+    swept: gr.State
     system: gr.Textbox
     temperature: gr.Slider
     seed: gr.Number
@@ -112,6 +123,15 @@ class Page:
     def examined(self) -> set[Any]:
         """Outputs of whatever runs the question sheet."""
         return {self.sheet, self.answered_rows, self.sheet_status}
+
+    def sweeping(self) -> set[Any]:
+        """Inputs of whatever runs a sweep."""
+        return {self.recipe, self.rows, self.knob, self.low, self.high, self.count, self.scored_on}
+
+    def drawn(self) -> set[Any]:
+        """Outputs of whatever draws a sweep."""
+        parts = {self.swept, self.swept_status, self.plot, self.point, self.numbers}
+        return {*parts, self.buttons["use-value"]}
 
     def answered(self) -> set[Any]:
         """Outputs of whatever asks models."""
@@ -154,14 +174,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     parts |= panels.stepping()
     with gr.Column(elem_classes=["card"], elem_id="chat"):
         parts |= _chat(known[0], buttons)
-        with gr.Accordion("Where the merge decides", open=False, elem_id="deciding"):
-            parts |= panels.deciding(buttons)
-        with gr.Accordion("What each model reads", open=False, elem_id="reads"):
-            parts |= panels.given(buttons)
-        with gr.Accordion("Question sheet", open=False, elem_id="sheet-box"):
-            parts |= panels.sheet(known[0], buttons)
-        with gr.Accordion("Settings", open=False):
-            parts |= panels.settings()
+        parts |= _panels(known[0], buttons)
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
         parts |= _recipe(known[0], buttons)
     with gr.Accordion("Keep this merge", open=False, elem_id="keep-box"):
@@ -172,6 +185,22 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
         private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
         pins=gr.State({}), kept=kept, **parts,
     )  # fmt: skip
+
+
+def _panels(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    """What lies folded beneath the chat."""
+    folded: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+        "deciding": ("Where the merge decides", partial(panels.deciding, buttons)),
+        "reads": ("What each model reads", partial(panels.given, buttons)),
+        "sheet-box": ("Question sheet", partial(panels.sheet, first, buttons)),
+        "sweep-box": ("Sweep", partial(panels.sweep, buttons)),
+        "settings": ("Settings", panels.settings),
+    }
+    parts: dict[str, Any] = {}
+    for elem_id, (title, panel) in folded.items():
+        with gr.Accordion(title, open=False, elem_id=elem_id):
+            parts |= panel()
+    return parts
 
 
 def can_sign_in() -> bool:

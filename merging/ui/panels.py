@@ -117,3 +117,42 @@ def settings() -> dict[str, Any]:
             min_width=140, elem_id="tokens",
         )  # fmt: skip
     return parts
+
+
+def sweep(buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    """The sweep."""
+    gr.HTML(look.hint(
+        "The merge is made again as one number moves, and scored beside its parents: on the "
+        "question sheet's expected answers, or by how well it foretells what each parent itself "
+        "says to those questions (perplexity: 1 is certain, the lower the better)."
+    ))  # fmt: skip
+    with gr.Row(elem_classes=["sweep"]):
+        parts: dict[str, Any] = {
+            "knob": gr.Dropdown([], label="Number", min_width=140, elem_id="sweep-knob"),
+            "low": gr.Number(0, label="From", min_width=80, elem_id="sweep-from"),
+            "high": gr.Number(1, label="To", min_width=80, elem_id="sweep-to"),
+            "count": gr.Number(
+                13, label="Values", precision=0, min_width=80, elem_id="sweep-steps"
+            ),
+        }
+    parts["scored_on"] = gr.Radio(
+        [("Expected answers of the question sheet", "sheet"), ("What the parents say", "texts")],
+        value="sheet", label="Score on", elem_id="sweep-on",
+    )  # fmt: skip
+    with gr.Row(elem_classes=["tools"]):
+        buttons["run-sweep"] = gr.Button(
+            "Run the sweep", variant="primary", size="sm", min_width=0, elem_id="run-sweep"
+        )
+        buttons["stop-sweep"] = small("stop-sweep", "Stop")
+        buttons["save-sweep-markdown"] = small("save-sweep-markdown", "Save as Markdown")
+        buttons["save-sweep-json"] = small("save-sweep-json", "Save as JSON")
+    parts["swept_status"] = gr.HTML(elem_id="sweep-status")
+    parts["plot"] = gr.Plot(visible=False, show_label=False, label="Sweep", elem_id="sweep-plot")
+    with gr.Row(elem_classes=["chosen"]):
+        parts["point"] = gr.Dropdown(
+            [], label="Value", visible=False, min_width=200, scale=0, elem_id="sweep-point"
+        )
+        buttons["use-value"] = gr.Button(
+            "Use this value", size="sm", min_width=0, visible=False, elem_id="use-value"
+        )
+    return parts | {"numbers": gr.HTML(elem_id="sweep-numbers"), "swept": gr.State(None)}

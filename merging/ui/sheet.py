@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from merging.chat import MAX_CHARACTERS, Reply
+from merging import sheets
+from merging.chat import Reply
 from merging.errors import MergeError
+from merging.scoring import right
+from merging.sheets import Asked
 from merging.ui.jobs import Made
-from merging.ui.scoring import right
 from merging.ui.transcript import Exchange
 
 MOST = 10
 """Questions of a sheet."""
 STOPPED = "stopped"
-Asked = tuple[str, str]
-"""A question, and what is expected of its answer, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -81,31 +81,9 @@ def new(
 
 def read(rows: Sequence[Sequence[Any]]) -> tuple[Asked, ...]:
     """What stands in the page's table. Raises MergeError with the row that is wrong."""
-    asked = []
-    for number, row in enumerate(rows, 1):
-        question, expected = (*map(_text, row), "", "")[:2]
-        if expected and not question:
-            raise MergeError(f"Row {number} expects an answer and has no question: write one.")
-        for text in (question, expected):
-            if len(text) > MAX_CHARACTERS:
-                raise MergeError(
-                    f"Row {number} has a text of {len(text):,} characters, and "
-                    f"{MAX_CHARACTERS:,} are read: shorten it."
-                )
-        if question:
-            asked.append((question, expected))
-    if not asked:
-        raise MergeError("There is no question in the sheet: write one, or paste some.")
-    if len(asked) > MOST:
-        raise MergeError(f"The sheet has {len(asked)} questions, and {MOST} fit: remove some.")
-    return tuple(asked)
+    return sheets.read(rows, MOST)
 
 
 def rows(asked: Sequence[Asked]) -> list[list[str]]:
     """The page's table, with empty rows up to the last that fits."""
     return [*map(list, asked[:MOST]), *([["", ""]] * (MOST - len(asked)))]
-
-
-def _text(cell: Any) -> str:
-    """A cell as it was written; an empty one is None, or no number."""
-    return "" if cell is None or cell != cell else str(cell).strip()

@@ -23,6 +23,7 @@ from transformers import LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from merging import Recipe, merge, plan
+from merging.fair import shuffled
 from merging.sinks import Folder
 
 ROWS_AT_ONCE = 128
@@ -64,15 +65,14 @@ def score(folder: Path, split: str) -> Scores:
     return {**scores, "min(carry, French)": min(scores["carry"], scores["French"])}
 
 
-def shuffled(trio: Path, out: Path, seed: int = 0) -> Path:
+def placebo_of(trio: Path, out: Path, seed: int = 0) -> Path:
     """The placebo: the base plus B's delta with its entries shuffled within each tensor."""
     base, b = (load_file(trio / name / "model.safetensors") for name in ("base", "b"))
     draw = torch.Generator().manual_seed(seed)
     made = {}
     for name, old in base.items():
-        delta = (b[name][: len(old)].float() - old.float()).flatten()
-        order = torch.randperm(len(delta), generator=draw)
-        made[name] = (old.float() + delta[order].view_as(old)).bfloat16()
+        delta = b[name][: len(old)].float() - old.float()
+        made[name] = (old.float() + shuffled(delta, draw)).bfloat16()
     out.mkdir()
     for path in (trio / "base").glob("*.json"):
         (out / path.name).write_bytes(path.read_bytes())
@@ -139,7 +139,7 @@ def run(recipe: MergeRecipe, out: Path) -> None:
 def rows(trio: Path, split: str) -> Iterator[tuple[str, Scores]]:
     """Each row of one trio's table: the three models, the placebo, the merges."""
     with tempfile.TemporaryDirectory() as scratch:
-        placebo = shuffled(trio, Path(scratch) / "placebo")
+        placebo = placebo_of(trio, Path(scratch) / "placebo")
         for label, name in (("base Mini", "base"), ("A Ada", "a"), ("B Bruno", "b")):
             yield label, score(trio / name, split)
         for number, (label, recipe) in enumerate(recipes(trio, placebo)):

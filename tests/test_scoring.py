@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from merging.ui.scoring import right
+from merging.scoring import right
 
 WORDS = st.lists(st.text("abcdeéßç0123", min_size=1, max_size=4), min_size=1, max_size=6)
 SPACE = st.text(" \n\t", min_size=1, max_size=3)

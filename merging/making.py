@@ -1,0 +1,92 @@
+"""Merges into a model in memory, in turn with all others who merge in this process.
+
+It knows plans and the library that holds models; not who wants the merge, or for what.
+"""
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from typing import Any, TypeVar
+
+import torch
+
+from merging.library import Library, Loaded, chat_dtype, in_parts
+from merging.merge import Progress, Samples, merge
+from merging.plan import Plan
+from merging.sinks import Live
+
+EVERY = 0.15
+"""Seconds between two signs of progress: each costs the page a round trip to the browser."""
+
+T = TypeVar("T")
+
+
+def in_turn(library: Library, steps: Generator[Any, None, T]) -> Generator[Any, None, T]:
+    """Wait until nobody else merges, then go through steps: each merge takes all cores, and the
+    next may be the same."""
+    while not library.merging.acquire(timeout=EVERY):
+        yield Progress("another merge", 0, 1, 0.0, 0.0, 0.0, "wait")
+    try:
+        return (yield from steps)
+    finally:
+        library.merging.release()
+
+
+def made(
+    decided: Plan,
+    library: Library,
+    samples: Samples | None = None,
+    *,
+    spare: Loaded | None = None,
+    room: int | None = None,
+) -> Generator[Progress, None, tuple[Loaded, Mapping[str, int]]]:
+    """The merge as a model that can chat, and what became of its tensors, counted by outcome.
+
+    It is put on no shelf: the caller has made room for it.
+    What earlier merges of the same parents measured is not measured again. A `spare` model's
+    memory is filled anew, and it must not be used any more. Given less `room` than it needs on the
+    device, a part of the merge stays in the machine's memory.
+    """
+    dtype, sources = dtype_of(decided, library), decided.sources
+    parents = " ".join(f"{s.name} {s.stamp}" for s in sources)
+    parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
+
+    def like(mould: str) -> Loaded | None:
+        return spare if spare and spare.mould == mould else library.like(mould)
+
+    at = library.device if room is None else "cpu"
+    live = Live(device=at, dtype=dtype, like=like, spare=spare.model if spare else None)
+    numbers, tally = library.numbers(parents), dict[str, int]()
+    for progress in merge(decided, live, numbers, samples=samples, device=library.device):
+        tally = dict(progress.tally)
+        yield progress
+    if room is not None:
+        return in_parts(live.model, live.tokenizer, library.device, room), tally
+    return Loaded.of(live.model, live.tokenizer, live.mould), tally
+
+
+def dtype_of(decided: Plan, library: Library) -> torch.dtype:
+    """What the merged model's weights are kept in."""
+    return chat_dtype(library.device, getattr(torch, decided.config["dtype"]))
+
+
+def size_of(decided: Plan, library: Library) -> int:
+    """Bytes of the merged model in memory."""
+    return dtype_of(decided, library).itemsize * sum(step.size for step in decided.steps)
+
+
+def seldom(steps: Generator[Any, None, T]) -> Generator[Any, None, T]:
+    """The same steps without signs of progress that come too soon after another."""
+    shown = 0.0
+    with closing(steps):
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            if isinstance(event, Progress):
+                if time.monotonic() - shown <= EVERY:
+                    continue
+                shown = time.monotonic()
+            yield event
