@@ -25,6 +25,7 @@ from merging.ui import (
     keeping,
     look,
     prompting,
+    recalling,
 )  # fmt: skip
 from merging.ui import form as forms
 from merging.ui.api import ASKING, LIMIT, endpoints
@@ -69,6 +70,7 @@ def build() -> gr.Blocks:
         _comparing(page)
         _deciding(page)
         _prompting(page)
+        _recalling(blocks, page)
         _keeping(blocks, page)
         _showing(page)
         _remembering(blocks, page)
@@ -143,10 +145,19 @@ def _running(page: Page) -> None:
     trying = _trying(page)
     examined = _on(page.buttons["run-sheet"].click, examining.run, page, page.asking(),
                    page.examined(), **ASKING, **_queued(page.sheet_status))  # fmt: skip
-    merging = _on(page.buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT,
-                  **_queued(page.progress))  # fmt: skip
-    _merged(page, merging)
+    merged = {page.progress, page.sanity, page.judged, page.pins, *page.answered()}
+    past = {page.past, page.listing}
+    merging = [
+        _on(page.buttons["merge"].click, asking.merge, page, page.asking(), merged, **LIMIT,
+            **_queued(page.progress)),
+        _on(page.buttons["chat-past"].click, recalling.chat, page, {*page.asking(), *past},
+            {page.past_status, *merged, *page.filled()}, **LIMIT, **_queued(page.past_status)),
+    ]  # fmt: skip
+    trying.append(_on(page.buttons["pin-past"].click, recalling.pin, page,
+                      {*page.asking(), *past}, {page.past_status, *page.answered()}, **ASKING,
+                      **_queued(page.past_status)))  # fmt: skip
+    for each in merging:
+        _merged(page, each)
     _stopping(page, trying, merging, examined)
 
 
@@ -189,11 +200,14 @@ def _trying(page: Page) -> list[Any]:
     return trying
 
 
-def _stopping(page: Page, trying: list[Any], merging: Any, examined: Any) -> None:
+def _stopping(page: Page, trying: list[Any], merging: list[Any], examined: Any) -> None:
     """Whatever ends what is under way: all of it, the sheet, or one column."""
     buttons, drawn = page.buttons, {page.visit, page.follow}
     at_once = {"api_visibility": "private", "queue": False}
-    stops, progressed = [*trying, merging, examined], {page.progress, page.sanity, *page.answered()}
+    stops, progressed = (
+        [*trying, *merging, examined],
+        {page.progress, page.sanity, *page.answered()},
+    )
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
         stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
         if name != "stop-sheet":
@@ -212,8 +226,11 @@ def _stopping(page: Page, trying: list[Any], merging: Any, examined: Any) -> Non
 def _merged(page: Page, merging: Any) -> None:
     """Whatever follows a merge. The next one need not wait for the check of this one."""
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
-    judging = _on(merging.then, checking.check, page, {page.visit, page.pins, page.sanity},
+    noted = _on(merging.then, recalling.note, page, {page.visit, page.past}, {page.past},
+                queue=False)  # fmt: skip
+    judging = _on(noted.then, checking.check, page, {page.visit, page.pins, page.sanity},
                   {page.judged, page.sanity}, **LIMIT)  # fmt: skip
+    _on(judging.then, recalling.judge, page, {page.judged, page.past}, {page.past}, queue=False)
     _on(judging.then, checking.show, page, {page.visit, page.judged}, {page.sanity}, queue=False)
 
 
@@ -276,6 +293,19 @@ def _prompting(page: Page) -> None:
     blocks = {part for g in page.given.values() for part in (g.box, g.head, g.text)}
     _on(page.buttons["show-given"].click, prompting.show, page, asked,
         {page.given_status, *blocks})  # fmt: skip
+
+
+def _recalling(blocks: gr.Blocks, page: Page) -> None:
+    """Whatever is done with earlier merges beside asking them."""
+    asked, quick = {page.past, page.listing}, {"queue": False}
+    for trigger in (blocks.load, page.past.change, page.past_box.expand, page.tally.change):
+        _on(trigger, recalling.draw, page, {page.visit, *asked}, {page.listing, page.past_box},
+            **quick)  # fmt: skip
+    _on(page.buttons["forget-past"].click, recalling.forget, page, asked,
+        {page.past, page.past_status}, **quick)  # fmt: skip
+    space = json.dumps(os.environ.get("SPACE_ID", ""))
+    say = f"(past, id) => window.playground.linkPast(past, id, {space})"
+    page.buttons["link-past"].click(None, [page.past, page.listing], js=say)
 
 
 def _keeping(blocks: gr.Blocks, page: Page) -> None:

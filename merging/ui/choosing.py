@@ -22,7 +22,7 @@ from merging.ui.visitor import Visitor
 @shows_errors("notes")
 def choose_preset(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     preset = next(p for p in page.presets if p.key == values[page.preset])
-    yield _filled(page, preset.text) | _offer(page, preset)
+    yield filled(page, preset.text) | _offer(page, preset)
     yield from _checked(page, visitor, preset.text)
 
 
@@ -59,7 +59,7 @@ def open_recipe(page: Page, visitor: Visitor, values: Values) -> Iterator[Update
 
 def _used(page: Page, visitor: Visitor, text: str) -> Iterator[Updates]:
     said = {page.preset: None, page.why: "", page.recipe_status: look.hint("Recipe in use.")}
-    yield _filled(page, text) | said
+    yield filled(page, text) | said
     yield from _checked(page, visitor, text, local=True)
 
 
@@ -87,7 +87,7 @@ def change_models(page: Page, visitor: Visitor, values: Values) -> Iterator[Upda
 def change_variant(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Another definition of the method: controls that it has no use for are switched off."""
     text = _rewritten(page, values)[page.recipe]
-    yield _filled(page, text)
+    yield filled(page, text)
     yield from _checked(page, visitor, text)
 
 
@@ -100,7 +100,7 @@ def swap(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
             other = page.form.controls[method, name, "b"]
             turned |= {control: values[other], other: values[control]}
     text = _rewritten(page, turned)[page.recipe]
-    yield _filled(page, text) | {page.preset: None}
+    yield filled(page, text) | {page.preset: None}
     yield from _checked(page, visitor, text)
 
 
@@ -124,7 +124,8 @@ def _rewritten(page: Page, values: Values) -> Updates:
     return {page.recipe: recipe.to_yaml()}
 
 
-def _filled(page: Page, text: str) -> Updates:
+def filled(page: Page, text: str) -> Updates:
+    """The form as a recipe has it. Raises MergeError if the text is none."""
     recipe = Recipe.from_yaml(text)
     updates = forms.fill(page.form, recipe)
     return (

@@ -76,6 +76,9 @@ class Page:
     tokens: gr.Slider
     recipe: gr.Code
     recipe_status: gr.HTML
+    past_box: gr.Accordion
+    listing: gr.Radio
+    past_status: gr.HTML
     push_name: gr.Textbox
     push_public: gr.Checkbox
     confirm: gr.Row
@@ -86,6 +89,7 @@ class Page:
     visit: gr.State
     pins: gr.State
     kept: gr.BrowserState
+    past: gr.BrowserState
 
     def options(self) -> list[Any]:
         """What is kept in the browser beside the recipe."""
@@ -152,13 +156,18 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             parts |= panels.settings()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
         parts |= _recipe(known[0], buttons)
+    with gr.Accordion("History", open=False, elem_id="history-box") as past_box:
+        parts |= panels.past(buttons) | {"past_box": past_box}
     with gr.Accordion("Keep this merge", open=False, elem_id="keep-box"):
         parts |= _keep(buttons)
     parts["foot"] = gr.HTML(elem_id="foot")
-    kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
+    kept, past = (
+        gr.BrowserState(empty, storage_key=f"merge-playground{what}", secret="merge-playground")
+        for empty, what in (({}, ""), ([], "-history"))
+    )
     return Page(
         private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
-        pins=gr.State({}), kept=kept, **parts,
+        pins=gr.State({}), kept=kept, past=past, **parts,
     )  # fmt: skip
 
 
@@ -200,7 +209,7 @@ def _merge(pickers: dict[str, gr.Dropdown], buttons: dict[str, gr.Button]) -> di
         buttons["merge"] = gr.Button("Merge", variant="primary", elem_id="merge", min_width=110)
         buttons["halt"] = gr.Button("Stop", elem_id="stop-merge", min_width=80, scale=0)
     parts = {"form": form, "again": again, "progress": gr.HTML(elem_id="progress")}
-    return parts | {"sanity": gr.HTML(elem_id="sanity"), "judged": gr.State(("", ""))}
+    return parts | {"sanity": gr.HTML(elem_id="sanity"), "judged": gr.State(look.UNJUDGED)}
 
 
 def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
