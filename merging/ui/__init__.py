@@ -264,6 +264,8 @@ def _comparing(page: Page) -> None:
     named = [column.buttons["wide"] for column in page.columns.values()]
     for wide in (*named, *(booth.wide for booth in page.unnamed)):
         wide.click(None, js=f"() => window.playground.enlarge('{wide.elem_id}')")
+    for name, step in (("smaller", -1), ("larger", 1)):
+        page.buttons[name].click(None, js=f"() => window.playground.enlargeText({step})")
     page.folded.change(None, page.folded, js="(slots) => window.playground.fold(slots)")
 
 

@@ -18,6 +18,11 @@ from merging.ui.visit import PINNED, Visit
 
 AGAIN = {"retry": "↻ Retry", "new-seed": "↻ New seed", "clear": "Clear"}
 """Buttons on what was asked last."""
+SAVING = {
+    "smaller": "Smaller text", "larger": "Larger text", "save-markdown": "Save as Markdown",
+    "save-json": "Save as JSON",
+}  # fmt: skip
+"""Buttons on all that is there."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,9 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
                 "Sign in", icon=None, size="sm", scale=0, min_width=120, elem_id="sign-in"
             )
     with gr.Row(elem_classes=["cards"]):
-        with gr.Column(elem_classes=["card"], min_width=320, scale=6):
+        with gr.Column(elem_classes=["card"], min_width=320):
             parts, pickers = _choose(known, buttons)
-        with gr.Column(elem_classes=["card"], min_width=320, scale=5):
+        with gr.Column(elem_classes=["card"], min_width=320):
             parts |= _merge(pickers, buttons)
     with gr.Column(elem_classes=["card"], elem_id="chat"):
         parts |= _chat(known[0], buttons)
@@ -244,17 +249,17 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     with gr.Row(elem_classes=["tools"]):
         for name, label in AGAIN.items():
             buttons[name] = small(name, label)
-        show_base = gr.Checkbox(
-            False, label="Show the base", elem_id="show-base", min_width=0, container=False
-        )
-        switches = _switches()
+        for name, label in SAVING.items():
+            buttons[name] = small(name, label)
     with gr.Row(elem_classes=["tools"]):
+        show_base = gr.Checkbox(
+            False, label="○ base", elem_id="show-base", min_width=0, container=False
+        )
         folded = gr.CheckboxGroup(
             [(f"{look.MARKS[s]} {look.slot_name(s)}", s) for s in SLOTS[1:]], value=list(SLOTS[1:]),
             label="Columns", show_label=False, container=False, elem_id="folded", min_width=0,
         )  # fmt: skip
-        buttons["save-markdown"] = small("save-markdown", "Save as Markdown")
-        buttons["save-json"] = small("save-json", "Save as JSON")
+        switches = _switches()
     return switches | {
         "tab": tab, "row": row, "columns": columns, "legend": legend, "booths": booths,
         "unnamed": unnamed, "verdict": verdict, "tally": tally, "question": question,
