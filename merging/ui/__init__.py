@@ -238,12 +238,13 @@ def _comparing(page: Page) -> None:
     """Whatever is done with answers that are there."""
     drawn, quick = {page.visit, page.follow}, {"queue": False}
     _on(page.follow.input, comparing.redraw, page, drawn, page.compared(), **quick)
-    _on(page.buttons["reveal"].click, comparing.reveal, page, drawn, page.compared(), **quick)
+    going = [_on(page.buttons["reveal"].click, comparing.reveal, page, drawn, page.compared(),
+                 **quick)]  # fmt: skip
     choices = {page.buttons["tie"]: TIE, page.buttons["bad"]: BAD}
     choices |= {booth.best: number for number, booth in enumerate(page.unnamed)}
     for button, choice in choices.items():
         handler = partial(comparing.vote, choice=choice)
-        _on(button.click, handler, page, drawn, page.answered(), **quick)
+        going.append(_on(button.click, handler, page, drawn, page.answered(), **quick))
     for kind, name in (("md", "save-markdown"), ("json", "save-json")):
         saving = _on(page.buttons[name].click, partial(comparing.save, kind=kind), page,
                      {page.visit}, {page.saved, page.status}, **quick)  # fmt: skip
@@ -257,7 +258,9 @@ def _comparing(page: Page) -> None:
     page.buttons["paste-rows"].click(None, page.rows, page.rows, js=paste)
     pin, unpin = page.columns["merged"].buttons["pin"], page.columns[PINNED].buttons["unpin"]
     _on(pin.click, comparing.pin, page, drawn, page.answered(), **quick)
-    _on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick)
+    going.append(_on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick))
+    for gone in going:  # with the button that was pressed
+        gone.then(None, js="() => window.playground.refocus()")
     copying = _on(page.columns["merged"].buttons["copy"].click, comparing.copy, page, {page.visit},
                   {page.saved}, **quick)  # fmt: skip
     copying.then(None, page.saved, js="(copied) => window.playground.copy(copied.text)")
