@@ -204,10 +204,8 @@ def _stopping(page: Page, trying: list[Any], merging: list[Any], examined: Any) 
     """Whatever ends what is under way: all of it, the sheet, or one column."""
     buttons, drawn = page.buttons, {page.visit, page.follow}
     at_once = {"api_visibility": "private", "queue": False}
-    stops, progressed = (
-        [*trying, *merging, examined],
-        {page.progress, page.sanity, *page.answered()},
-    )
+    stops = [*trying, *merging, examined]
+    progressed = {page.progress, page.sanity, page.past_status, *page.answered()}
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
         stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
         if name != "stop-sheet":

@@ -30,7 +30,7 @@ def settle() -> None:
 def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Say that the merge that was made was stopped, or each column that was still answering."""
     visit: Visit = values[page.visit]
-    drawn: Updates = {page.status: ""}
+    drawn: Updates = {page.status: "", page.past_status: ""}
     if visit.merging:
         drawn[page.progress] = look.hint("Stopped.")
     if values[page.sanity] == look.CHECKING:
