@@ -27,7 +27,7 @@ from merging.job import (
     Sweeping,
     merge_job,
     place,
-)  # fmt: skip
+)
 from merging.library import Library, budget, spare
 from merging.memory import SHARE
 from merging.merge import default_device

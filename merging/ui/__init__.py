@@ -27,6 +27,7 @@ from merging.ui import (
     look,
     pricing,
     prompting,
+    recalling,
     stepping,
     sweeping,
 )  # fmt: skip
@@ -75,6 +76,7 @@ def build() -> gr.Blocks:
         _deciding(page)
         _prompting(page)
         _sweeping(page)
+        _recalling(blocks, page)
         _keeping(blocks, page)
         _showing(page)
         _pricing(page)
@@ -145,15 +147,24 @@ def _finding(page: Page) -> None:
     gr.on(others, lambda: gr.Dataset(visible=False), None, chips, **quick)
 
 
-def _running(page: Page) -> Any:
-    """Whatever reaches the device, and what stops it; returns the event of a merge."""
+def _running(page: Page) -> list[Any]:
+    """Whatever reaches the device, and what stops it; returns the events that merge."""
     trying = _trying(page)
     examined = _on(page.buttons["run-sheet"].click, examining.run, page, page.asking(),
                    page.examined(), **ASKING, **_queued(page.sheet_status))  # fmt: skip
-    merging = _on(page.buttons["merge"].click, asking.merge, page, page.asking(),
-                  {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT,
-                  **_queued(page.progress))  # fmt: skip
-    _merged(page, merging)
+    merged = {page.progress, page.sanity, page.judged, page.pins, *page.answered()}
+    past = {page.past, page.listing}
+    merging = [
+        _on(page.buttons["merge"].click, asking.merge, page, page.asking(), merged, **LIMIT,
+            **_queued(page.progress)),
+        _on(page.buttons["chat-past"].click, recalling.chat, page, {*page.asking(), *past},
+            {page.past_status, *merged, *page.filled()}, **LIMIT, **_queued(page.past_status)),
+    ]  # fmt: skip
+    trying.append(_on(page.buttons["pin-past"].click, recalling.pin, page,
+                      {*page.asking(), *past}, {page.past_status, *page.answered()}, **ASKING,
+                      **_queued(page.past_status)))  # fmt: skip
+    for each in merging:
+        _merged(page, each)
     _stopping(page, trying, merging, examined)
     return merging
 
@@ -197,11 +208,12 @@ def _trying(page: Page) -> list[Any]:
     return trying
 
 
-def _stopping(page: Page, trying: list[Any], merging: Any, examined: Any) -> None:
+def _stopping(page: Page, trying: list[Any], merging: list[Any], examined: Any) -> None:
     """Whatever ends what is under way: all of it, the sheet, or one column."""
     buttons, drawn = page.buttons, {page.visit, page.follow}
     at_once = {"api_visibility": "private", "queue": False}
-    stops, progressed = [*trying, merging, examined], {page.progress, page.sanity, *page.answered()}
+    stops = [*trying, *merging, examined]
+    progressed = {page.progress, page.sanity, page.past_status, *page.answered()}
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
         stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
         if name != "stop-sheet":
@@ -220,8 +232,11 @@ def _stopping(page: Page, trying: list[Any], merging: Any, examined: Any) -> Non
 def _merged(page: Page, merging: Any) -> None:
     """Whatever follows a merge. The next one need not wait for the check of this one."""
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
-    judging = _on(merging.then, checking.check, page, {page.visit, page.pins, page.sanity},
+    noted = _on(merging.then, recalling.note, page, {page.visit, page.past}, {page.past},
+                queue=False)  # fmt: skip
+    judging = _on(noted.then, checking.check, page, {page.visit, page.pins, page.sanity},
                   {page.judged, page.sanity}, **LIMIT)  # fmt: skip
+    _on(judging.then, recalling.judge, page, {page.judged, page.past}, {page.past}, queue=False)
     _on(judging.then, checking.show, page, {page.visit, page.judged}, {page.sanity}, queue=False)
 
 
@@ -229,12 +244,13 @@ def _comparing(page: Page) -> None:
     """Whatever is done with answers that are there."""
     drawn, quick = {page.visit, page.follow}, {"queue": False}
     _on(page.follow.input, comparing.redraw, page, drawn, page.compared(), **quick)
-    _on(page.buttons["reveal"].click, comparing.reveal, page, drawn, page.compared(), **quick)
+    going = [_on(page.buttons["reveal"].click, comparing.reveal, page, drawn, page.compared(),
+                 **quick)]  # fmt: skip
     choices = {page.buttons["tie"]: TIE, page.buttons["bad"]: BAD}
     choices |= {booth.best: number for number, booth in enumerate(page.unnamed)}
     for button, choice in choices.items():
         handler = partial(comparing.vote, choice=choice)
-        _on(button.click, handler, page, drawn, page.answered(), **quick)
+        going.append(_on(button.click, handler, page, drawn, page.answered(), **quick))
     for kind, name in (("md", "save-markdown"), ("json", "save-json")):
         saving = _on(page.buttons[name].click, partial(comparing.save, kind=kind), page,
                      {page.visit}, {page.saved, page.status}, **quick)  # fmt: skip
@@ -248,20 +264,24 @@ def _comparing(page: Page) -> None:
     page.buttons["paste-rows"].click(None, page.rows, page.rows, js=paste)
     pin, unpin = page.columns["merged"].buttons["pin"], page.columns[PINNED].buttons["unpin"]
     _on(pin.click, comparing.pin, page, drawn, page.answered(), **quick)
-    _on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick)
+    going.append(_on(unpin.click, comparing.unpin, page, drawn, page.answered(), **quick))
+    for gone in going:  # with the button that was pressed
+        gone.then(None, js="() => window.playground.refocus()")
     copying = _on(page.columns["merged"].buttons["copy"].click, comparing.copy, page, {page.visit},
                   {page.saved}, **quick)  # fmt: skip
     copying.then(None, page.saved, js="(copied) => window.playground.copy(copied.text)")
     named = [column.buttons["wide"] for column in page.columns.values()]
     for wide in (*named, *(booth.wide for booth in page.unnamed)):
         wide.click(None, js=f"() => window.playground.enlarge('{wide.elem_id}')")
+    for name, step in (("smaller", -1), ("larger", 1)):
+        page.buttons[name].click(None, js=f"() => window.playground.enlargeText({step})")
     page.folded.change(None, page.folded, js="(slots) => window.playground.fold(slots)")
 
 
-def _stepping(page: Page, merging: Any) -> None:
+def _stepping(page: Page, merging: list[Any]) -> None:
     """One tensor step by step. The browser asks for it only while it is unfolded."""
     look = "(text) => window.playground.look(text)"
-    for trigger in (page.steps_box.expand, page.recipe.change, merging.then):
+    for trigger in (page.steps_box.expand, page.recipe.change, *(each.then for each in merging)):
         trigger(None, page.recipe, page.steps_of, js=look)
     asked = {page.steps_of, page.tensor, page.first_row, page.first_column, page.steps_shown,
              page.pins}  # fmt: skip
@@ -324,6 +344,19 @@ def _prompting(page: Page) -> None:
     blocks = {part for g in page.given.values() for part in (g.box, g.head, g.text)}
     _on(page.buttons["show-given"].click, prompting.show, page, asked,
         {page.given_status, *blocks})  # fmt: skip
+
+
+def _recalling(blocks: gr.Blocks, page: Page) -> None:
+    """Whatever is done with earlier merges beside asking them."""
+    asked, quick = {page.past, page.listing}, {"queue": False}
+    for trigger in (blocks.load, page.past.change, page.past_box.expand, page.tally.change):
+        _on(trigger, recalling.draw, page, {page.visit, *asked}, {page.listing, page.past_box},
+            **quick)  # fmt: skip
+    _on(page.buttons["forget-past"].click, recalling.forget, page, asked,
+        {page.past, page.past_status}, **quick)  # fmt: skip
+    space = json.dumps(os.environ.get("SPACE_ID", ""))
+    say = f"(past, id) => window.playground.linkPast(past, id, {space})"
+    page.buttons["link-past"].click(None, [page.past, page.listing], js=say)
 
 
 def _keeping(blocks: gr.Blocks, page: Page) -> None:

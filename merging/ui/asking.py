@@ -31,11 +31,17 @@ SEEDS = 1_000_000
 @shows_errors("progress")
 def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Fetch, merge, and let the merged column answer the last question again."""
+    yield from remerged(page, visitor, values)
+
+
+def remerged(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """The same. Raises MergeError."""
     before = visit = idle(page, values)
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {
         page.progress: look.bar(0, "Reading headers"),
         page.sanity: "",
+        page.judged: look.UNJUDGED,
         page.visit: replace(visit, merging=True),
     }
     try:
@@ -63,14 +69,15 @@ def _merged(
             if isinstance(event, Progress) and not there:
                 yield {page.progress: look.progress(event)}
             elif isinstance(event, gpu.Merged):
-                there = True
+                there, visit = True, replace(visit, took=event.seconds)
                 told = {page.progress: look.bar(1, _told(event)), page.sanity: look.CHECKING}
                 yield told | pins | showing.stage(page, visit, values) | _notice(page, event)
             elif isinstance(event, Reply):
                 visit = visit.replied(event).ended() if event.ended else visit.replied(event)
                 yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
             elif isinstance(event, Verdict):
-                yield {page.sanity: look.verdict(event)}
+                judged = (visit.made.identity if visit.made else "", look.verdict(event), event.ok)
+                yield {page.sanity: judged[1], page.judged: judged}
     except MergeError:
         yield showing.stage(page, visit.ended() if there else before, values) | {page.sanity: ""}
         raise
@@ -87,7 +94,7 @@ def ask(
         raise MergeError("The question is empty: write something to ask.")
     yield {page.status: "", page.question: ""}
     try:
-        yield from _asked(page, visitor, values, question, slots)
+        yield from asked(page, visitor, values, question, slots)
     except MergeError:
         yield {page.question: question}  # what was typed is not lost
         raise
@@ -100,7 +107,7 @@ def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     if visit.ballot:  # the same answers with names, here or in what is saved, would tell
         visit, values = visit.withdrawn(), {**values, page.blind: True}
     visit = visit.before([slot for slot in visit.said if visit.last(slot) == visit.asked])
-    yield from _asked(page, visitor, {**values, page.visit: visit}, visit.asked, SLOTS)
+    yield from asked(page, visitor, {**values, page.visit: visit}, visit.asked, SLOTS)
 
 
 @shows_errors("status")
@@ -124,7 +131,7 @@ def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterat
     if not question:
         raise MergeError("There is nothing to retry in this column yet: ask something first.")
     values = {**values, page.visit: visit.before([slot])}
-    yield from _asked(page, visitor, values, question, (slot,))
+    yield from asked(page, visitor, values, question, (slot,))
 
 
 @shows_errors("status")
@@ -139,7 +146,7 @@ def edit(
     if not text:
         raise MergeError("The question is empty: edit it again, and write something to ask.")
     values = {**values, page.visit: visit.until(slot, place)}
-    yield from _asked(page, visitor, values, text, (slot,))
+    yield from asked(page, visitor, values, text, (slot,))
 
 
 def _asked_once(visit: Visit) -> Visit:
@@ -149,9 +156,10 @@ def _asked_once(visit: Visit) -> Visit:
     return visit
 
 
-def _asked(
+def asked(
     page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
 ) -> Iterator[Updates]:
+    """Put a question to those of these columns that somebody is in. Raises MergeError."""
     visit = idle(page, values)
     models = names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}

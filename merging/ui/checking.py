@@ -25,20 +25,23 @@ def check(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     visit: Visit = values[page.visit]
     made = visit.merges.get(gpu.MERGED)
     if values[page.sanity] != look.CHECKING or made is None:
-        yield {page.judged: ("", "")}
+        yield {page.judged: gr.skip()}
         return
     job = yield from followed(page, jobs.job_of({}, {gpu.MERGED: made}, visitor), "sanity")
-    shown = look.hint("The check itself failed: the app's log says why. The merge is there.")
+    works, shown = (
+        None,
+        look.hint("The check itself failed: the app's log says why. The merge is there."),
+    )
     for event in jobs.run(replace(job, check=True)):
         if isinstance(event, Verdict):
-            shown = look.verdict(event)
-    yield {page.judged: (made.identity, shown)}
+            works, shown = event.ok, look.verdict(event)
+    yield {page.judged: (made.identity, shown, works)}
 
 
 def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
     """The verdict, if it is still of the last merge: another one may be under way, or be made."""
     visit: Visit = values[page.visit]
-    identity, line = values[page.judged]
+    identity, line, _ = values[page.judged]
     made = visit.merges.get(gpu.MERGED)
     last = made is not None and made.identity == identity and not visit.merging
     yield {page.sanity: line if last else gr.skip()}

@@ -126,7 +126,7 @@ def _rewritten(page: Page, values: Values) -> Updates:
 
 
 def filled(page: Page, text: str) -> Updates:
-    """What makes the form show a recipe."""
+    """The form as a recipe has it. Raises MergeError if the text is none."""
     recipe = Recipe.from_yaml(text)
     updates = forms.fill(page.form, recipe)
     return (

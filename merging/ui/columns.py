@@ -75,7 +75,7 @@ def column(slot: str) -> Column:
 
 def given(slot: str) -> Given:
     with gr.Column(
-        elem_id=f"given-{slot}", elem_classes=["answers", slot], min_width=280, visible=False
+        elem_id=f"given-{slot}", elem_classes=["answers", slot], min_width=200, visible=False
     ) as box:
         head = gr.HTML()
         text = gr.Textbox(

@@ -30,7 +30,7 @@ def settle() -> None:
 def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Say that the merge that was made was stopped, or each column that was still answering."""
     visit: Visit = values[page.visit]
-    drawn: Updates = {page.status: ""}
+    drawn: Updates = {page.status: "", page.past_status: ""}
     if visit.merging:
         drawn[page.progress] = look.hint("Stopped.")
     if values[page.sanity] == look.CHECKING:
@@ -68,7 +68,7 @@ def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Forget what was said. Votes stand: they are about merges."""
     visit: Visit = values[page.visit].ready()
     empty: Updates = {c.chat: [] for c in page.columns.values()}
-    visit = Visit(visit.made, visit.pinned, visit.models, votes=visit.votes)
+    visit = Visit(visit.made, visit.took, visit.pinned, visit.models, votes=visit.votes)
     yield showing.stage(page, visit, values) | empty | {page.legend: "", page.status: ""}
 
 

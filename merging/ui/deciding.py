@@ -18,6 +18,7 @@ from merging.ui import asking, jobs, look
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.layout import Page
+from merging.ui.visit import PARENTS
 from merging.ui.visitor import Visitor
 
 ALIKE = 0.1
@@ -32,7 +33,7 @@ class Looked:
 
     inspection: Inspection
     models: Mapping[str, str]
-    made: Made
+    merges: Mapping[str, Made]
 
 
 @shows_errors("looked_status")
@@ -46,9 +47,9 @@ def look_into(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]
         raise MergeError("There is no answer of the merged model yet: press Merge, and ask.")
     models = asking.names(page, values)
     messages = visit.given(gpu.MERGED, values[page.system] or "")
-    talks = dict.fromkeys((*models, gpu.MERGED), messages)
+    talks = dict.fromkeys((*models, *visit.merges), messages)
     inspection = Inspection(talks, reply.text, gpu.MERGED)
-    yield from _looked(page, visitor, Looked(inspection, models, visit.made))
+    yield from _looked(page, visitor, Looked(inspection, models, visit.merges))
 
 
 @shows_errors("looked_status")
@@ -63,7 +64,7 @@ def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 
 
 def _looked(page: Page, visitor: Visitor, looked: Looked) -> Iterator[Updates]:
-    steps = jobs.job_of(looked.models, {gpu.MERGED: looked.made}, visitor)
+    steps = jobs.job_of(looked.models, looked.merges, visitor)
     job = yield from asking.followed(page, steps, "looked_status")
     for event in jobs.run(replace(job, inspection=looked.inspection)):
         if isinstance(event, Progress):
@@ -93,7 +94,7 @@ def _strip(found: NextTokens) -> list[tuple[str, str]]:
 
 def _near(distances: Mapping[str, Distance]) -> str:
     """Which parent the merged model is like at one token."""
-    parents = {s: d.nats for s, d in distances.items() if s != "base" and d.nats is not None}
+    parents = {s: d.nats for s, d in distances.items() if s in PARENTS and d.nats is not None}
     if not parents:
         return "not comparable"
     nearest = min(parents.values())

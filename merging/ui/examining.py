@@ -126,7 +126,7 @@ def _table(found: Sheet) -> str:
     """A row a question, a column a model, and the scores below."""
     heads = "".join(f'<th scope="col">{_head(found, slot)}</th>' for slot in found.slots)
     rows = "".join(_row(found, number) for number in range(len(found.exchanges)))
-    scores = "".join(f"<td>{results.told(found.score(slot))}</td>" for slot in found.slots)
+    scores = "".join(_td(slot, results.told(found.score(slot))) for slot in found.slots)
     asked = escape(_settings(found.exchanges[0].settings))
     return (
         '<div class="sheet" tabindex="0" role="region" aria-label="Answers to the sheet"><table>'
@@ -156,8 +156,13 @@ def _row(found: Sheet, number: int) -> str:
     expected = escape(_short(found.expected[number]))
     told = f"<small>expects {expected}</small>" if expected else ""
     question = escape(_short(found.exchanges[number].question))
-    cells = "".join(f"<td>{_cell(found, number, slot)}</td>" for slot in found.slots)
+    cells = "".join(_td(slot, _cell(found, number, slot)) for slot in found.slots)
     return f'<tr><th scope="row">{question}{told}</th>{cells}</tr>'
+
+
+def _td(slot: str, inner: str) -> str:
+    """Its column's name is drawn where the table has no room for columns."""
+    return f'<td data-of="{look.MARKS[slot]} {look.slot_name(slot)}">{inner}</td>'
 
 
 def _cell(found: Sheet, number: int, slot: str) -> str:

@@ -20,6 +20,11 @@ from merging.ui.visit import PINNED, Visit
 
 AGAIN = {"retry": "↻ Retry", "new-seed": "↻ New seed", "clear": "Clear"}
 """Buttons on what was asked last."""
+SAVING = {
+    "smaller": "Smaller text", "larger": "Larger text", "save-markdown": "Save as Markdown",
+    "save-json": "Save as JSON",
+}  # fmt: skip
+"""Buttons on all that is there."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,9 @@ class Page:
     tokens: gr.Slider
     recipe: gr.Code
     recipe_status: gr.HTML
+    past_box: gr.Accordion
+    listing: gr.Radio
+    past_status: gr.HTML
     push_name: gr.Textbox
     push_public: gr.Checkbox
     confirm: gr.Row
@@ -108,6 +116,7 @@ class Page:
     visit: gr.State
     pins: gr.State
     kept: gr.BrowserState
+    past: gr.BrowserState
 
     def options(self) -> list[Any]:
         """What is kept in the browser beside the recipe."""
@@ -167,9 +176,9 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
                 "Sign in", icon=None, size="sm", scale=0, min_width=120, elem_id="sign-in"
             )
     with gr.Row(elem_classes=["cards"]):
-        with gr.Column(elem_classes=["card"], min_width=320, scale=6):
+        with gr.Column(elem_classes=["card"], min_width=320):
             parts, pickers = _choose(known, buttons)
-        with gr.Column(elem_classes=["card"], min_width=320, scale=5):
+        with gr.Column(elem_classes=["card"], min_width=320):
             parts |= _merge(pickers, buttons)
     parts |= panels.stepping()
     with gr.Column(elem_classes=["card"], elem_id="chat"):
@@ -177,13 +186,18 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
         parts |= _panels(known[0], buttons)
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
         parts |= _recipe(known[0], buttons)
+    with gr.Accordion("History", open=False, elem_id="history-box") as past_box:
+        parts |= panels.past(buttons) | {"past_box": past_box}
     with gr.Accordion("Keep this merge", open=False, elem_id="keep-box"):
         parts |= _keep(buttons)
     parts["foot"] = gr.HTML(elem_id="foot")
-    kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
+    kept, past = (
+        gr.BrowserState(empty, storage_key=f"merge-playground{what}", secret="merge-playground")
+        for empty, what in (({}, ""), ([], "-history"))
+    )
     return Page(
         private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
-        pins=gr.State({}), kept=kept, **parts,
+        pins=gr.State({}), kept=kept, past=past, **parts,
     )  # fmt: skip
 
 
@@ -241,7 +255,7 @@ def _merge(pickers: dict[str, gr.Dropdown], buttons: dict[str, gr.Button]) -> di
         buttons["merge"] = gr.Button("Merge", variant="primary", elem_id="merge", min_width=110)
         buttons["halt"] = gr.Button("Stop", elem_id="stop-merge", min_width=80, scale=0)
     parts = {"form": form, "again": again, "progress": gr.HTML(elem_id="progress")}
-    return parts | {"sanity": gr.HTML(elem_id="sanity"), "judged": gr.State(("", ""))}
+    return parts | {"sanity": gr.HTML(elem_id="sanity"), "judged": gr.State(look.UNJUDGED)}
 
 
 def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
@@ -277,17 +291,17 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     with gr.Row(elem_classes=["tools"]):
         for name, label in AGAIN.items():
             buttons[name] = small(name, label)
-        show_base = gr.Checkbox(
-            False, label="Show the base", elem_id="show-base", min_width=0, container=False
-        )
-        switches = _switches()
+        for name, label in SAVING.items():
+            buttons[name] = small(name, label)
     with gr.Row(elem_classes=["tools"]):
+        show_base = gr.Checkbox(
+            False, label="○ base", elem_id="show-base", min_width=0, container=False
+        )
         folded = gr.CheckboxGroup(
             [(f"{look.MARKS[s]} {look.slot_name(s)}", s) for s in SLOTS[1:]], value=list(SLOTS[1:]),
             label="Columns", show_label=False, container=False, elem_id="folded", min_width=0,
         )  # fmt: skip
-        buttons["save-markdown"] = small("save-markdown", "Save as Markdown")
-        buttons["save-json"] = small("save-json", "Save as JSON")
+        switches = _switches()
     return switches | {
         "tab": tab, "row": row, "columns": columns, "legend": legend, "booths": booths,
         "unnamed": unnamed, "verdict": verdict, "tally": tally, "question": question,

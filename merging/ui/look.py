@@ -29,6 +29,8 @@ NEAR = {
 SIGNS = {"green": "✓", "amber": "!", "red": "✕"}
 CHECKING = '<p class="hint">Checking whether it works …</p>'
 """Beneath a new merge, until its verdict is there."""
+UNJUDGED = ("", "", None)
+"""A merge's identity, its line and whether it works, before there is a verdict."""
 HEAD = """<div class="top"><h1>Merge playground</h1>
 <p>Merge two or three models, then ask all of them at once.</p></div>"""
 

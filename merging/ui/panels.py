@@ -99,6 +99,23 @@ def sheet(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def past(buttons: dict[str, gr.Button]) -> dict[str, Any]:
+    """Earlier merges, of this visit and of others in this browser."""
+    gr.HTML(look.hint(
+        "The merges made in this browser, the last one first, each with what differs from the one "
+        "before. One that is no longer in memory is made again."
+    ))  # fmt: skip
+    listing = gr.Radio(
+        [], label="Merges", show_label=False, container=False, visible=False, elem_id="listing"
+    )
+    with gr.Row(elem_classes=["tools"]):
+        buttons["pin-past"] = small("pin-past", "Pin beside the merged model")
+        buttons["chat-past"] = small("chat-past", "Chat with it")
+        buttons["link-past"] = small("link-past", "Copy link")
+        buttons["forget-past"] = small("forget-past", "Forget it")
+    return {"listing": listing, "past_status": gr.HTML(elem_id="past-status")}
+
+
 def settings() -> dict[str, Any]:
     """How the models are asked."""
     parts: dict[str, Any] = {

@@ -18,7 +18,7 @@ PINNED = "pinned"
 
 @dataclass(frozen=True)
 class Visit:
-    """The last merge, an earlier one that is `pinned` beside it, and what was said.
+    """The last merge, which `took` seconds, an earlier one `pinned` beside it, and what was said.
 
     `said` has each column's messages, `replies` the last answers, `models` who gave them; `asked`
     is the last question, for a merge to answer it again. `running` are columns that answer just
@@ -28,6 +28,7 @@ class Visit:
     """
 
     made: Made | None = None
+    took: float = 0.0
     pinned: Made | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     said: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
@@ -74,6 +75,13 @@ class Visit:
         if gpu.MERGED in replies:
             replies[PINNED] = replace(replies[gpu.MERGED], column=PINNED)
         return replace(self, pinned=self.made, said=said, replies=replies)
+
+    def beside(self, made: Made) -> "Visit":
+        """Another merge in that column, which has said nothing yet; the last one has."""
+        if self.made and made.identity == self.made.identity:
+            return self.pin()
+        visit = self.unpin()
+        return replace(visit, pinned=made, said={**visit.said, PINNED: ()})
 
     def unpin(self) -> "Visit":
         """Without that column."""
