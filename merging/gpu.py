@@ -20,11 +20,13 @@ import torch
 from merging import sanity, templates, trials
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
+from merging.inside import Inside, inside
 from merging.library import SHARE, Library, Loaded, budget, chat_dtype
-from merging.merge import Progress, Samples, default_device, merge
+from merging.merge import Progress, Samples, default_device, merge, outcomes
 from merging.nexttoken import Inspection, NextTokens, Read, next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
+from merging.samples import summed
 from merging.sanity import Verdict
 from merging.sinks import Live
 from merging.sources import Local, Remote, on_base, open_folder
@@ -98,13 +100,13 @@ class Job:
 class Merged:
     """A merge is ready to chat. `seconds` is 0 where it was found; `tally` counts outcomes.
 
-    `figures` are the whole model's, as `figures.estimated` has them; None where it was found.
+    `figures` say what it did; None where they are kept no longer, or make no sense.
     """
 
     identity: str
     seconds: float
     tally: Mapping[str, int]
-    figures: Mapping[str, Any] | None = None
+    figures: Inside | None = None
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,8 @@ def _made(merging: Merging, library: Library) -> Iterator[Event]:
         yield Progress("another merge", 0, 1, 0.0, 0.0, 0.0, "wait")
     try:
         if library.has(merging.identity):
-            yield Merged(merging.identity, 0.0, {})
+            figures = library.known.get(f"inside {merging.identity}")
+            yield Merged(merging.identity, 0.0, {}, figures)
         else:
             yield from _merge(merging, library)
     finally:
@@ -317,8 +320,11 @@ def _merge(merging: Merging, library: Library) -> Iterator[Event]:
             shown = time.monotonic()
             yield progress
     library.publish(merging.identity, Loaded.of(live.model, live.tokenizer, live.mould))
-    figures = sanity.whole(decided, samples)
-    library.note(f"signs {merging.identity}", sanity.signs(decided, samples, figures))
+    sums = summed(samples)
+    figures = inside(decided, sums, outcomes(decided, numbers))
+    found = sanity.signs(decided, sums, figures.whole if figures else None)
+    library.note(f"signs {merging.identity}", found)
+    library.note(f"inside {merging.identity}", figures)
     yield Merged(merging.identity, time.monotonic() - start, tally, figures)
 
 

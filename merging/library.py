@@ -28,7 +28,7 @@ from merging.turns import Turns
 SHARE = 0.7
 """Of the free memory; the rest is for keys and values, the merge's blocks, and other programs."""
 FINDINGS = 256
-"""That are kept about models: a few hundred bytes each."""
+"""That are kept about models: a few hundred bytes each, or tens of kB about what a merge did."""
 READ = 1 / 8
 """Of the budget, and beside it: what keys and values of ended answers may take."""
 

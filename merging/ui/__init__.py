@@ -20,6 +20,7 @@ from merging.ui import (
     choosing,
     comparing,
     deciding,
+    drawing,
     examining,
     finding,
     keeping,
@@ -69,6 +70,7 @@ def build() -> gr.Blocks:
         _comparing(page)
         _deciding(page)
         _prompting(page)
+        _drawing(page)
         _keeping(blocks, page)
         _showing(page)
         _remembering(blocks, page)
@@ -212,6 +214,8 @@ def _stopping(page: Page, trying: list[Any], merging: Any, examined: Any) -> Non
 def _merged(page: Page, merging: Any) -> None:
     """Whatever follows a merge. The next one need not wait for the check of this one."""
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
+    _on(merging.then, drawing.draw, page, {page.visit, page.drawn},
+        page.pictures(), queue=False)  # fmt: skip
     judging = _on(merging.then, checking.check, page, {page.visit, page.pins, page.sanity},
                   {page.judged, page.sanity}, **LIMIT)  # fmt: skip
     _on(judging.then, checking.show, page, {page.visit, page.judged}, {page.sanity}, queue=False)
@@ -268,6 +272,13 @@ def _deciding(page: Page) -> None:
     stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
     stopping = gr.on(stops, comparing.settle, None, None, cancels=looking, **quick)
     stopping.then(lambda: "", None, page.looked_status, **quick)  # what was seen before stays
+
+
+def _drawing(page: Page) -> None:
+    """Whatever opens and closes the pictures of the last merge."""
+    outputs, quick = {page.drawn, *page.pictures()}, {"queue": False}
+    _on(page.inside.expand, drawing.opened, page, {page.visit}, outputs, **quick)
+    _on(page.inside.collapse, drawing.closed, page, {page.visit}, {page.drawn}, **quick)
 
 
 def _prompting(page: Page) -> None:

@@ -12,7 +12,7 @@ from merging.ui import form as forms
 from merging.ui import look, panels
 from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column
 from merging.ui.form import Form
-from merging.ui.panels import small
+from merging.ui.panels import Frame, small
 from merging.ui.presets import Preset, presets
 from merging.ui.visit import PINNED, Visit
 
@@ -74,6 +74,10 @@ class Page:
     temperature: gr.Slider
     seed: gr.Number
     tokens: gr.Slider
+    inside: gr.Accordion
+    inside_status: gr.HTML
+    frames: tuple[Frame, ...]
+    drawn: gr.State
     recipe: gr.Code
     recipe_status: gr.HTML
     push_name: gr.Textbox
@@ -114,6 +118,11 @@ class Page:
         stage = {self.row, self.booths, self.verdict, self.legend, self.tally}
         return {self.visit, *parts, *stage}
 
+    def pictures(self) -> set[Any]:
+        """Outputs of whatever draws what a merge did."""
+        parts = {part for f in self.frames for part in (f.box, f.head, f.plot)}
+        return {self.inside_status, *parts}
+
     def filled(self) -> set[Any]:
         """Outputs of whatever fills the form from a recipe."""
         heads = {c.head for c in self.columns.values()} | {self.columns["c"].box}
@@ -150,6 +159,8 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             parts |= panels.sheet(known[0], buttons)
         with gr.Accordion("Settings", open=False):
             parts |= panels.settings()
+    with gr.Accordion("Inside the merge", open=False, elem_id="inside-box") as inside:
+        parts |= panels.inside()
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
         parts |= _recipe(known[0], buttons)
     with gr.Accordion("Keep this merge", open=False, elem_id="keep-box"):
@@ -158,7 +169,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
     return Page(
         private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
-        pins=gr.State({}), kept=kept, **parts,
+        pins=gr.State({}), kept=kept, inside=inside, **parts,
     )  # fmt: skip
 
 
