@@ -11,18 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from merging import costs, elsewhere, pushing
 from merging.errors import MergeError
-from merging.figures import described, products
 from merging.hub import own_login
 from merging.hub.publish import Target
+from merging.inspecting import inspected
 from merging.library import budget, spare
-from merging.merge import Progress, Samples, default_device, fetched, merge, survey
+from merging.merge import Progress, Samples, default_device, fetched, merge
 from merging.methods import Number, methods, variants
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
+from merging.samples import summed
 from merging.shards import SHARD
 from merging.sinks import Folder
 from merging.sources import open_folder, open_source
@@ -75,14 +74,15 @@ def _run_here(given: argparse.Namespace) -> None:
     to = given.push_to and pushing.target(
         decided, given.push_to, token=own_login(), public=given.public
     )
-    samples: Samples | None = {} if given.sanity else None
+    samples: Samples = {}
     if given.out and not (to and not given.replace and pushing.holds(Path(given.out), decided)):
-        sink = Folder(given.out, replace=given.replace, shard=given.max_shard_size or SHARD)
+        shard = given.max_shard_size or SHARD
+        sink = Folder(given.out, replace=given.replace, shard=shard, samples=samples)
         _, tally = _watched(merge(_fetch(decided), sink, samples=samples, device=device))
         _print_summary(given.out, decided, tally)
     if to:
-        _push(given, decided, to, device)
-    if samples is not None:
+        _push(given, decided, to, device, samples)
+    if given.sanity:
         _judge(given.out, _fetch(decided), samples, device)
 
 
@@ -101,7 +101,7 @@ def _judge(out: str, decided: Plan, samples: Samples, device: str) -> None:
     from merging import sanity  # it brings transformers: a second that nobody else waits for
 
     try:
-        verdict = sanity.judged(decided, open_folder(Path(out), out), samples, device)
+        verdict = sanity.judged(decided, open_folder(Path(out), out), summed(samples), device)
     except MergeError as error:
         _print(f"not checked: {error}")
     else:
@@ -136,9 +136,11 @@ def _print_notes(decided: Plan) -> None:
             _print(f"{MARKS[note.level]}: {note.text}")  # stderr is for the one line of an error
 
 
-def _push(given: argparse.Namespace, decided: Plan, to: Target, device: str) -> None:
+def _push(
+    given: argparse.Namespace, decided: Plan, to: Target, device: str, samples: Samples
+) -> None:
     if given.out:
-        url, _ = _watched(pushing.push_folder(decided, to, Path(given.out)))
+        url, _ = _watched(pushing.push_folder(decided, to, Path(given.out), samples))
     else:
         shard = given.max_shard_size or pushing.SHARD
         url, tally = _watched(pushing.push(decided, to, shard=shard, device=device))
@@ -175,14 +177,8 @@ def show_methods(given: argparse.Namespace) -> None:  # noqa: ARG001  # every co
 
 
 def inspect(given: argparse.Namespace) -> None:
-    """Print norms of the deltas and cosines between them, over all elements."""
-    decided = _fetch(_plan(given))
-    models = [name for name in decided.columns if name != decided.recipe.base_model]
-    grams = dict(survey(decided, products))
-    found = {
-        "whole": described(sum(grams.values(), torch.zeros(())), models),
-        "tensors": {name: described(gram, models) for name, gram in grams.items()},
-    }
+    """Print how the deltas lie to each other and what becomes of them, over all elements."""
+    found, _ = _watched(inspected(_fetch(_plan(given))))
     _print(json.dumps(found, indent=None if given.json else 2))
 
 
@@ -338,7 +334,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--replace", action="store_true", help="replace OUT_DIR if it exists")
     command.add_argument("--sanity", action="store_true", help="say whether the merge works")
     add("methods", show_methods, "names, parameters, ranges, defaults")
-    command = add("inspect", inspect, "norms and cosines of the deltas")
+    command = add("inspect", inspect, "figures of the deltas, and of what becomes of them")
     command.add_argument("recipe", help=recipe)
     command.add_argument("--json", action="store_true", help="on one line, for programs")
     _add_scoring(add)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.figures import sampled, slices_of
 from merging.methods import Method
 from merging.methods._method import BlockFunction, Ordered, PerBlock, Sampled
+from merging.samples import sampled, slices_of, sums
 from merging.threads import over, pooled
 from merging.vocabulary import Matched
 
@@ -153,13 +153,6 @@ def returned(steps: Generator[int, None, Any]) -> Any:
             return end.value
 
 
-def summed(function: BlockFunction, part: Part, pool: ThreadPoolExecutor) -> Tensor:
-    """What a function of the method's inputs adds up to over one tensor."""
-    (found,) = returned(_answers([(function, _jobs([part]))], pool))
-    total: Tensor = found
-    return total
-
-
 def measure(
     asked: Sequence[Sequence[Part]], pool: ThreadPoolExecutor
 ) -> Generator[int, None, list[dict[str, Any]]]:
@@ -261,45 +254,51 @@ def _spread(jobs: Sequence[Job]) -> list[Job]:
 def combine(
     fillings: Sequence[Filling],
     pool: ThreadPoolExecutor,
-    samples: Sequence[list[Tensor]] | None = None,
+    taken: Sequence[list[Tensor]] | None = None,
+    *,
+    whole: bool = False,
 ) -> Iterator[int]:
     """Fill the tensors, all in one; yields how many of their elements are done, now and then.
 
-    `samples` has a list for each tensor, to which slices of some of its blocks are added: (slices,
-    vectors, elements), as a `figures.Sample` has them.
+    `taken` has a list for each tensor, to which slices of some of its blocks are added: (slices,
+    vectors, elements), as a `samples.Sample` has them; with `whole` the sums over all its blocks.
     Raises NotFiniteError for the first that is not finite, the order being theirs.
     """
     tasks = [
         (place, index, block, rows)
         for place, filling in enumerate(fillings)
-        for index, block, rows in _sampling(filling.work.blocks(), samples is not None)
+        for index, block, rows in _looked_at(filling.work.blocks(), taken is not None, whole)
     ]
 
     def run(task: tuple[int, int, Block, int]) -> tuple[int, Tensor | None]:
         place, index, block, rows = task
-        return place, _fill(fillings[place], index, block, rows)
+        return place, _fill(fillings[place], index, block, rows, whole=whole)
 
     def take(result: tuple[int, Tensor | None]) -> None:
-        place, sample = result
-        if sample is None:
+        place, found = result
+        if found is None:
             raise NotFiniteError(place)
-        if samples is not None and len(sample):
-            samples[place].append(sample)
+        if taken is not None and len(found):
+            taken[place].append(found)
 
     ends = [0, *accumulate(stop - start for _, _, (start, stop), _ in tasks)]
     for count in over(pool, run, tasks, take):
         yield ends[count]
 
 
-def _sampling(blocks: Sequence[Block], wanted: bool) -> Iterator[tuple[int, Block, int]]:
-    """Each block with its place, and the slices that are taken of it."""
-    rows = sampled([stop - start for start, stop in blocks]) if wanted else {}
+def _looked_at(
+    blocks: Sequence[Block], wanted: bool, whole: bool
+) -> Iterator[tuple[int, Block, int]]:
+    """Each block with its place, and the slices that are taken of it: one is all of it."""
+    sizes = [stop - start for start, stop in blocks]
+    rows = dict.fromkeys(range(len(sizes)), 1) if whole else sampled(sizes) if wanted else {}
     for index, block in enumerate(blocks):
         yield index, block, rows.get(index, 0)
 
 
-def _fill(filling: Filling, index: int, block: Block, rows: int) -> Tensor | None:
-    """Merge one block; returns a sample of so many slices, or None if it is not finite."""
+def _fill(filling: Filling, index: int, block: Block, rows: int, *, whole: bool) -> Tensor | None:
+    """Merge one block; returns a sample of so many slices, or the sums over it if it is taken
+    `whole`; None if it is not finite."""
     work, method, dtype = filling.work, filling.work.method, filling.dtype
     tensors, base = work.tensors(filling.read, *block)
     numbers = filling.numbers
@@ -307,8 +306,10 @@ def _fill(filling: Filling, index: int, block: Block, rows: int) -> Tensor | Non
     some = [slices_of(t, rows).clone() for t in tensors] if rows else []  # before they are changed
     merged = method.combine(tensors, **method.arguments(work.values), **own).contiguous()
     if rows:
-        some += [*(method.keep(some, **own) if method.keep else ()), slices_of(merged, rows)]
-    sample = torch.stack(some, 1) if rows else torch.empty(0)
+        kept = method.keep(some, **own) if method.keep else ()
+        after = [merged] if base is None else [merged, base]
+        some += [*kept, *(slices_of(values, rows) for values in after)]
+    taken = torch.stack(some, 1) if rows else torch.empty(0)
     merged = (merged if base is None else merged.add_(base)).reshape(-1)
     # the extremes tell of all: rounding keeps their order, and NaN is either's neighbour
     low, high = merged.aminmax()
@@ -316,7 +317,7 @@ def _fill(filling: Filling, index: int, block: Block, rows: int) -> Tensor | Non
     if not -edge < low.item() <= high.item() < edge:
         return None
     filling.out[slice(*block)].copy_(merged if filling.out.dtype == dtype else merged.to(dtype))
-    return sample
+    return sums(taken, len(tensors)) if whole else taken
 
 
 def _edge(dtype: torch.dtype) -> float:

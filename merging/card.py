@@ -4,11 +4,12 @@ It claims nothing of what the model can do, and shows of a local folder only its
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merging.inside import Figures
 from merging.recipe import Recipe
 from merging.sources import RESERVED, Source
 
@@ -23,8 +24,11 @@ OWN = re.compile(r"other|unknown")
 """Licences of which no two need be the same."""
 
 
-def card(plan: "Plan", recipe: str) -> str:
-    """The text of README.md; the recipe stands last, so that it can be pasted from there."""
+def card(plan: "Plan", recipe: str, figures: Figures | None = None) -> str:
+    """The text of README.md; the recipe stands last, so that it can be pasted from there.
+
+    `figures` are the whole model's, as `figures.estimated` has them of a sample.
+    """
     variant = "" if plan.recipe.variant == "mergekit" else f" (variant `{plan.recipe.variant}`)"
     parents = "".join(f"- {_parent(s)}\n" for s in plan.sources)
     watch = "".join(f"{line}\n" for line in _watch(plan))
@@ -33,6 +37,7 @@ def card(plan: "Plan", recipe: str) -> str:
         f"[{plan.method.title}]({plan.method.paper}){variant}, each with the licence that its own "
         f"card states:\n\n{parents}\n"
         + (f"Before you use or share it:\n\n{watch}\n" if watch else "")
+        + (_inside(plan, figures) if figures and (plan.based or figures["cosine"]) else "")
         + f"The recipe, in mergekit's YAML:\n\n```yaml\n{recipe}```\n"
     )
 
@@ -109,6 +114,67 @@ def _watch(plan: "Plan") -> Iterator[str]:
             yield f"- {name} states no licence: ask whoever made it."
         if source.gated:
             yield f"- {name} is not open to all: this merge is for those who have access to it."
+
+
+def _inside(plan: "Plan", figures: Figures) -> str:
+    """A short table of what the merge did, a column a model, and how they lie to each other."""
+    rows = {"length, as a part of the base's": "size"} if plan.based else {"length": "norm"}
+    if plan.method.keep:
+        rows["energy that the trim keeps"] = "kept"
+    head = [_shown(s.name).partition(",")[0] for s in plan.sources[: len(figures["norm"])]]
+    what = "change to the base" if plan.based else "weights"
+    lines = [f"| {what} of | {' | '.join(head)} |", f"|---{'|---' * len(head)}|"]
+    for told, name in rows.items():
+        lines.append(_row(told, figures[name], figures["error"][name]))
+    merged, error = figures["merged"], figures["error"]["merged"]
+    if plan.based:
+        told = "part of it that is in the merged change"
+        lines.append(_row(told, merged["retained"], error["retained"]))
+    else:
+        lines.append(_row("cosine with the merged weights", merged["cosine"], error["cosine"]))
+    lines += ["", *_lie(plan, figures), ""]
+    return (
+        "What the merge did, by samples of each tensor (± two standard errors):\n\n"
+        + "".join(f"{line}\n" for line in lines)
+    )  # fmt: skip
+
+
+def _row(told: str, values: Mapping[str, float | None], errors: Mapping[str, float | None]) -> str:
+    cells = [_about(value, errors[model]) for model, value in values.items()]
+    return f"| {told} | {' | '.join(cells)} |"
+
+
+def _about(value: float | None, error: float | None) -> str:
+    """A figure with twice its error.
+
+    >>> _about(0.41682, 0.0123), _about(None, None)
+    ('0.417 ± 0.025', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{value:.3g}" + (f" ± {2 * error:.2g}" if error else "")
+
+
+def _lie(plan: "Plan", figures: Figures) -> Iterator[str]:
+    """How each pair lies to each other, and how often signs differ."""
+    pairs = zip(figures["cosine"], figures["error"]["cosine"], strict=True)
+    told = [
+        f"{_number(pair['models'], figures)} {_about(pair['value'], error['value'])}"
+        for pair, error in pairs
+    ]
+    if not told:
+        return
+    yield f"Cosine between {', '.join(told)}."
+    if plan.based and figures["conflict"] is not None:
+        yield (
+            f"Signs differ in {figures['conflict']:.0%} of the entries that all change; "
+            f"chance would give {figures['chance']:.0%}."
+        )
+
+
+def _number(pair: Sequence[str], figures: Figures) -> str:
+    models = list(figures["norm"])
+    return " and ".join(f"model {models.index(name) + 1}" for name in pair)
 
 
 def _bare(part: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from merging import tokens
 from merging.card import card
+from merging.inside import Figures
 from merging.sources import Source
 
 if TYPE_CHECKING:
@@ -22,15 +23,16 @@ SLOW = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_token
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
-def write_companions(plan: "Plan", folder: Path) -> None:
-    """Write everything that transformers loads beside the weights, the recipe, and a card."""
+def write_companions(plan: "Plan", folder: Path, figures: Figures | None = None) -> None:
+    """Write everything that transformers loads beside the weights, the recipe, and a card, which
+    tells the whole model's `figures` if there are any."""
     _dump(folder / "config.json", plan.config)
     _write_tokenizer(plan, folder)
     if generation := _generation(plan):
         _dump(folder / "generation_config.json", generation)
     recipe = plan.recipe.to_yaml()
     (folder / "mergekit_config.yml").write_text(recipe, encoding="utf-8")
-    (folder / "README.md").write_text(card(plan, recipe), encoding="utf-8")
+    (folder / "README.md").write_text(card(plan, recipe, figures), encoding="utf-8")
 
 
 def _write_tokenizer(plan: "Plan", folder: Path) -> None:

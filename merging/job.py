@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.exam import Exam
+from merging.inside import Inside
 from merging.merge import Progress
 from merging.nexttoken import Inspection, NextTokens, Read
 from merging.plan import Plan
@@ -110,14 +110,14 @@ class Job:
 class Merged:
     """A merge is ready to chat. `seconds` is 0 where it was found; `tally` counts outcomes.
 
-    `figures` are the whole model's, as `figures.estimated` has them; None where it was found.
-    `notice` is what the reader should know.
+    `figures` say what it did; None where they are kept no longer, or make no sense. `notice` is
+    what the reader should know.
     """
 
     identity: str
     seconds: float
     tally: Mapping[str, int]
-    figures: Mapping[str, Any] | None = None
+    figures: Inside | None = None
     notice: str | None = None
 
 

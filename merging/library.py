@@ -29,7 +29,7 @@ from merging.threads import cores
 from merging.turns import Turns
 
 FINDINGS = 256
-"""That are kept about models: a few hundred bytes each."""
+"""That are kept about models: a few hundred bytes each, or tens of kB about what a merge did."""
 READ = 1 / 8
 """Of the budget, and beside it: what keys and values of ended answers may take."""
 

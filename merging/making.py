@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from merging.library import Library, Loaded, chat_dtype, in_parts
-from merging.merge import Progress, Samples, merge
+from merging.merge import Numbers, Progress, Samples, merge
 from merging.plan import Plan
 from merging.sinks import Live
 
@@ -47,22 +47,28 @@ def made(
     memory is filled anew, and it must not be used any more. Given less `room` than it needs on the
     device, a part of the merge stays in the machine's memory.
     """
-    dtype, sources = dtype_of(decided, library), decided.sources
-    parents = " ".join(f"{s.name} {s.stamp}" for s in sources)
-    parents += f" {decided.recipe.tokenizer_source}"  # it decides which rows meet
+    dtype = dtype_of(decided, library)
 
     def like(mould: str) -> Loaded | None:
         return spare if spare and spare.mould == mould else library.like(mould)
 
     at = library.device if room is None else "cpu"
     live = Live(device=at, dtype=dtype, like=like, spare=spare.model if spare else None)
-    numbers, tally = library.numbers(parents), dict[str, int]()
-    for progress in merge(decided, live, numbers, samples=samples, device=library.device):
+    tally, known = dict[str, int](), numbers(decided, library)
+    for progress in merge(decided, live, known, samples=samples, device=library.device):
         tally = dict(progress.tally)
         yield progress
     if room is not None:
         return in_parts(live.model, live.tokenizer, library.device, room), tally
     return Loaded.of(live.model, live.tokenizer, live.mould), tally
+
+
+def numbers(decided: Plan, library: Library) -> Numbers:
+    """What is measured on the plan's parents, in this merge or one before."""
+    parents = " ".join(f"{source.name} {source.stamp}" for source in decided.sources)
+    return library.numbers(
+        f"{parents} {decided.recipe.tokenizer_source}"
+    )  # it says which rows meet
 
 
 def dtype_of(decided: Plan, library: Library) -> torch.dtype:

@@ -5,7 +5,7 @@ It knows neither folders nor model classes: a sink lends it the memory to fill.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from merging import blocks, inputs
+from merging import inputs
 from merging.blocks import Filling, NotFiniteError, Part, combine, measure
 from merging.errors import MergeError, StalledError
-from merging.figures import Sample
 from merging.hub import Token
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
+from merging.samples import Sample, Sums
 from merging.sources import Checkpoint, Local, Source, arrived, fetch
 from merging.threads import pooled
 
@@ -32,7 +32,9 @@ Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 
 
 Samples = MutableMapping[str, Sample]
-"""What the figures are estimated from, by tensor."""
+"""What figures are estimated from, by tensor."""
+AllSums = MutableMapping[str, Sums]
+"""What they are computed from exactly."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,14 @@ def merge(
     numbers: Numbers | None = None,
     *,
     samples: Samples | None = None,
+    sums: AllSums | None = None,
     device: str = "cpu",
 ) -> Iterator[Progress]:
     """Carry out a plan; the sink is published when the iterator ends.
 
     `numbers` that are there are not measured again, new ones are added; with `samples`, those of
-    every tensor are taken on the way. Parents that are not on this machine are fetched first.
+    every tensor are taken on the way, or with `sums` all its elements are summed up. Parents that
+    are not on this machine are fetched first.
     Raises MergeError for values that are not finite and for a sink without room; the sink is then
     abandoned, as when the iterator is closed early.
     """
@@ -106,7 +110,8 @@ def merge(
     sink.begin(plan)
     try:
         with pooled(device) as pool:
-            run = _Run(plan, sink, {} if numbers is None else numbers, samples, device, pool)
+            known = {} if numbers is None else numbers
+            run = _Run(plan, sink, known, samples, sums, device, pool)
             yield from _tensors(run)
         sink.finish()
     except MergeError as error:
@@ -115,30 +120,6 @@ def merge(
     except BaseException:
         sink.abandon(keep=True)
         raise
-
-
-def survey(
-    plan: Plan, function: Callable[[Sequence[Tensor]], Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """What `function` of the deltas adds up to in each tensor; the parents must be here.
-
-    Deltas are to the plan's base, in the order of its models, whatever the method.
-    Raises MergeError if the recipe has no base, and for values that are not finite.
-    """
-    if plan.recipe.slices:
-        raise MergeError("Figures are taken of whole models: list them under `models`.")
-    if not plan.based:
-        raise MergeError(
-            f"{plan.method.title} has no base to take deltas from: "
-            "name a method that has, such as task_arithmetic, with `base_model: …`."
-        )
-    with pooled("cpu") as pool:
-        for step in plan.steps:
-            if not step.copied and step.size:
-                found = blocks.summed(function, inputs.part(plan, step, "cpu"), pool)
-                if not found.isfinite().all():
-                    raise _not_finite(plan, step)
-                yield step.name, found
 
 
 def fetched(plan: Plan, *, token: Token = False) -> Generator[Progress, None, Plan]:
@@ -180,6 +161,7 @@ class _Run:
     sink: Sink
     numbers: Numbers
     samples: Samples | None
+    sums: AllSums | None
     device: str
     pool: ThreadPoolExecutor
 
@@ -247,15 +229,27 @@ def _fill(run: _Run, steps: Sequence[Step]) -> Iterator[int]:
         Filling(*own, numbers[key], places[step.name], step.dtype)
         for own, key, step in zip(parts, keys, merged, strict=True)
     ]
-    slices: list[list[Tensor]] = [[] for _ in merged]
+    whole = run.sums is not None
+    taken: list[list[Tensor]] = [[] for _ in merged]
     try:
-        yield from combine(fillings, run.pool, None if run.samples is None else slices)
+        wanted = taken if whole or run.samples is not None else None
+        yield from combine(fillings, run.pool, wanted, whole=whole)
     except NotFiniteError as error:
         raise _not_finite(plan, merged[error.place]) from error
-    for step, found in zip(merged, slices, strict=True):
-        if run.samples is not None and found:
-            models = len(step.sources) - plan.based
-            run.samples[step.name] = Sample(torch.cat(found).cpu(), step.size, models)
+    for step, found in zip(merged, taken, strict=True):
+        if found:
+            _take(run, step, torch.cat(found).cpu())
+
+
+def _take(run: _Run, step: Step, rows: Tensor) -> None:
+    """Keep what was taken of a tensor."""
+    models = len(step.sources) - run.plan.based
+    if run.sums is not None:
+        if not rows.isfinite().all():
+            raise _not_finite(run.plan, step)
+        run.sums[step.name] = Sums(rows, step.size, models, run.plan.based)
+    elif run.samples is not None:
+        run.samples[step.name] = Sample(rows, step.size, models, run.plan.based)
 
 
 def _measured(
@@ -311,8 +305,20 @@ def _going_over(
 
 
 def _count(plan: Plan, step: Step, numbers: Numbers, tally: Counter[str]) -> None:
-    if plan.method.outcome and step.size and not step.copied:
-        tally[plan.method.outcome(**numbers[_key(plan, step)])] += 1
+    if outcome := _outcome(plan, step, numbers):
+        tally[outcome] += 1
+
+
+def outcomes(plan: Plan, numbers: Numbers) -> dict[str, str]:
+    """What the method did to each tensor, by the numbers of a merge that was made."""
+    found = {step.name: _outcome(plan, step, numbers) for step in plan.steps}
+    return {name: outcome for name, outcome in found.items() if outcome}
+
+
+def _outcome(plan: Plan, step: Step, numbers: Numbers) -> str | None:
+    if not plan.method.outcome or not step.size or step.copied:
+        return None
+    return plan.method.outcome(**numbers[_key(plan, step)])
 
 
 def _not_finite(plan: Plan, step: Step) -> MergeError:

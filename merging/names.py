@@ -22,6 +22,10 @@ BUFFERS = (
 """Old checkpoints carry these, though the model computes them itself."""
 ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)\.(weight|bias)$")
 """What sends tokens to the experts of a mixture."""
+NORM = re.compile(r"norm|(^|\.)ln(_|\.|$)")
+"""What scales and shifts, between the modules."""
+MODULES = ("q", "k", "v", "qkv", "o", "out", "gate", "up", "gate_up", "down")
+"""The order in which text goes through a layer; what has other names comes after."""
 PACKED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|weight_scale\w*|weight_packed|absmax|quant_map|SCB)$"
     r"|\.quant_state\."
@@ -65,6 +69,55 @@ def head(name: str) -> bool:
 def before_layers(name: str) -> bool:
     """Whether a tensor outside the layers comes before them, as embeddings do."""
     return bool(FIRST.search(name))
+
+
+def modules(names: Iterable[str]) -> dict[str, str]:
+    """What each tensor is a part of: the last part of its name, with the one before where one word
+    stands for several; `norm` for all that scale, `tokens` for embeddings and head.
+
+    In the order in which text goes through a layer.
+
+    >>> modules(["lm_head.weight", "layers.0.norm.weight", "layers.0.mlp.up_proj.weight"]).values()
+    dict_values(['up', 'norm', 'tokens'])
+    >>> modules(["h.0.attn.c_proj.weight", "h.0.mlp.c_proj.weight"]).values()
+    dict_values(['attn.c', 'mlp.c'])
+    """
+    parts = {name: _parts(name) for name in names}
+    owners: dict[str, set[str]] = {}
+    for *_, owner, last in parts.values():
+        owners.setdefault(last, set()).add(owner)
+    found = {
+        name: last if len(owners[last]) == 1 else f"{owner}.{last}"
+        for name, (*_, owner, last) in parts.items()
+    }
+    return dict(sorted(found.items(), key=lambda pair: _rank(pair[1])))
+
+
+def _parts(name: str) -> list[str]:
+    if head(name) or before_layers(name):
+        return ["", "tokens"]
+    bare = re.sub(r"\.(weight|bias)$", "", name)
+    if NORM.search(bare):
+        return ["", "norm"]
+    return ["", *(part for part in bare.removesuffix("_proj").split(".") if not part.isdigit())]
+
+
+def _rank(module: str) -> tuple[int, str]:
+    order = [*MODULES, "", "norm", "tokens"]
+    last = module.rpartition(".")[2]
+    return order.index(last if last in order else ""), module
+
+
+def place(name: str) -> str:
+    """The column of a map in which a tensor stands: its layer, or `in` before and `out` after all.
+
+    >>> place("model.embed_tokens.weight"), place("model.layers.3.mlp.up_proj.weight")
+    ('in', '3')
+    """
+    number = layer(name)
+    if number is not None:
+        return str(number)
+    return "in" if before_layers(name) else "out"
 
 
 def prefix(names: Iterable[str]) -> str:

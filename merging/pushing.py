@@ -22,8 +22,10 @@ from merging.companions import write_companions
 from merging.errors import MergeError
 from merging.hub import Token
 from merging.hub.publish import Sending, Target, begin, commit
-from merging.merge import Progress, fetched, merge
+from merging.inside import whole
+from merging.merge import Progress, Samples, fetched, merge
 from merging.plan import Plan
+from merging.samples import Sample, summed
 from merging.sinks import Folder, told_if_full
 
 if TYPE_CHECKING:
@@ -67,17 +69,20 @@ def push(
     here = yield from fetched(plan, token=to.token)
     folder = f"{shard}.partial-{here.identity}"  # as Folder calls it
     with _room(to, keep=folder) as room:
-        shards = _Shards(Folder(room / f"{shard}", shard=shard, at_once=AT_ONCE))
+        shards = _Shards(room / f"{shard}", shard)
         with closing(_Way(to, here.size)) as way:
             yield from _merging(here, shards, way, device)
             yield from way.send(_companions(room / folder))
             return way.commit(here)
 
 
-def push_folder(plan: Plan, to: Target, folder: Path) -> Generator[Progress, None, str]:
+def push_folder(
+    plan: Plan, to: Target, folder: Path, samples: Mapping[str, Sample] | None = None
+) -> Generator[Progress, None, str]:
     """Publish a merge that `Folder` wrote, with a card and a recipe that name no local paths.
 
-    Returns the repo's URL. Yields the stage `push`. Raises MergeError.
+    `samples` are what was taken while it was written. Returns the repo's URL. Yields the stage
+    `push`. Raises MergeError.
     """
     if to.published:
         return to.url
@@ -86,7 +91,7 @@ def push_folder(plan: Plan, to: Target, folder: Path) -> Generator[Progress, Non
             yield from way.send([path])
         for path in folder.glob("*.safetensors.index.json"):
             shutil.copyfile(path, room / path.name)
-        write_public_companions(plan, room)
+        write_public_companions(plan, room, samples or {})
         yield from way.send(_companions(room))
         return way.commit(plan)
 
@@ -98,10 +103,11 @@ def holds(folder: Path, plan: Plan) -> bool:
     return f'{IDENTITY}: "{plan.identity}"\n' in told
 
 
-def write_public_companions(plan: Plan, folder: Path) -> None:
+def write_public_companions(plan: Plan, folder: Path, samples: Mapping[str, Sample]) -> None:
     """What stands beside the weights, without the paths of local folders."""
     names = public_names(s.name for s in (plan.donor, *plan.sources))
-    write_companions(_renamed(plan, names), folder)
+    public = _renamed(plan, names)
+    write_companions(public, folder, whole(public, summed(samples)))
     for path in folder.glob("*config.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         kept = {key: value for key, value in content.items() if key not in PATHS}
@@ -126,7 +132,7 @@ def _companions(folder: Path) -> list[Path]:
 
 def _merging(plan: Plan, shards: "_Shards", way: "_Way", device: str) -> Iterator[Progress]:
     """Shards are sent while the next ones are merged; merging waits where sending is slower."""
-    with closing(merge(plan, shards, device=device)) as steps:  # type: ignore[type-var]
+    with closing(merge(plan, shards, samples=shards.samples, device=device)) as steps:  # type: ignore[type-var]
         for at in steps:
             yield at if at.stage == "measure" else way.at(at)
             while shards.ready:
@@ -137,8 +143,9 @@ def _merging(plan: Plan, shards: "_Shards", way: "_Way", device: str) -> Iterato
 class _Shards:
     """A sink whose files can be taken as soon as they are whole."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+    def __init__(self, path: Path, shard: int) -> None:
+        self.samples: Samples = {}
+        self.folder = Folder(path, shard=shard, at_once=AT_ONCE, samples=self.samples)
         self.ready: deque[Path] = deque()
 
     def begin(self, plan: Plan) -> None:
@@ -168,7 +175,7 @@ class _Shards:
     def finish(self) -> None:
         with told_if_full(self.folder.path):
             self.folder.write_index()
-            write_public_companions(self.folder.plan, self.folder.partial)
+            write_public_companions(self.folder.plan, self.folder.partial, self.samples)
         self.folder.let_go()
 
     def abandon(self, *, keep: bool) -> None:  # noqa: ARG002  # merging again costs less than disk

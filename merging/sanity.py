@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
-from merging.figures import Sample, estimated
+from merging.figures import distances
+from merging.inside import whole
 from merging.library import Library, Loaded, budget
 from merging.plan import Plan
+from merging.samples import Sums
 from merging.sources import Local, Remote
 from merging.trials import PROMPTS, Saying, lost_token, not_finite, read, say
 from merging.vocabulary import ROWS
@@ -86,26 +88,12 @@ class _Parent:
     did: dict[str, Any]
 
 
-def whole(plan: Plan, samples: Mapping[str, Sample]) -> Mapping[str, Any] | None:
-    """The whole model's figures by the models' names; none where slices have different models."""
-    steps = {step.sources for step in plan.steps if step.name in samples}
-    if len(steps) != 1:
-        return None
-    (places,) = steps
-    models = [plan.sources[n].name for n in places]
-    return estimated([*samples.values()], models[: len(models) - plan.based])
-
-
-def signs(plan: Plan, samples: Mapping[str, Sample], figures: Mapping[str, Any] | None) -> Signs:
+def signs(plan: Plan, sums: Mapping[str, Sums], figures: Mapping[str, Any] | None) -> Signs:
     """The signs of a merge; `figures` are the whole model's, as `figures.estimated` has them."""
-    squares = {True: 0.0, False: 0.0}
-    alike: dict[tuple[bool, int, torch.Size], list[Sample]] = {}
-    for name, sample in samples.items():  # hundreds, and each is small: those of one shape at once
-        key = bool(ROWS.search(name)), sample.models, sample.slices.shape
-        alike.setdefault(key, []).append(sample)
-    for (rows_of_tokens, *_), found in alike.items():
-        squares[rows_of_tokens] += _apart(found, plan.based)
-    apart, rows = squares[False] ** 0.5, squares[True] ** 0.5
+    parts = {True: 0.0, False: 0.0}
+    for name, square in distances(sums).items():
+        parts[bool(ROWS.search(name))] += square
+    apart, rows = parts[False] ** 0.5, parts[True] ** 0.5
     if not figures:
         return Signs(apart, rows, plan.based)
     longest = max(figures["norm"].values())
@@ -114,27 +102,12 @@ def signs(plan: Plan, samples: Mapping[str, Sample], figures: Mapping[str, Any] 
     return Signs(apart, rows, plan.based, step, kept)
 
 
-def _apart(samples: Sequence[Sample], based: bool) -> float:
-    """The squared distance between the two models that lie farthest from each other in a tensor, or
-    of one from the base, added up over tensors of one shape."""
-    inputs = torch.stack([each.slices[:, : each.models] for each in samples])
-    vectors = inputs.transpose(1, 2).double().flatten(2)
-    gram = vectors @ vectors.mT
-    own = gram.diagonal(dim1=1, dim2=2)
-    between = (own[:, :, None] + own[:, None] - 2 * gram).flatten(1)
-    farthest = (torch.cat([between, own], 1) if based else between).amax(1)
-    sizes = torch.tensor([each.size / max(1, vectors.shape[2]) for each in samples])
-    return float(farthest @ sizes.double())
-
-
-def judged(
-    plan: Plan, written: Local, samples: Mapping[str, Sample], device: str = "cpu"
-) -> Verdict:
+def judged(plan: Plan, written: Local, sums: Mapping[str, Sums], device: str = "cpu") -> Verdict:
     """Judge a merge that was written, on `device`; the plan's parents must be here."""
     library = Library(device, budget(device))
     models = plan.sources[: len(plan.sources) - plan.based]
     parents = [source for source in models if not isinstance(source, Remote)]
-    found = signs(plan, samples, whole(plan, samples)) if samples else None
+    found = signs(plan, sums, whole(plan, sums)) if sums else None
     with library.parent(written) as merged:
         steps = check(library, merged, parents, found)
         while True:

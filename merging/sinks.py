@@ -20,6 +20,8 @@ from torch import Tensor
 from merging.building import after, build, mould
 from merging.companions import write_companions
 from merging.errors import MergeError, StalledError
+from merging.inside import whole
+from merging.samples import Sample, summed
 from merging.shards import SHARD, Shard, cut, holds, size_of
 
 try:
@@ -46,6 +48,7 @@ class Folder:
     `OUT_DIR.partial-<identity>`; the folder gets its name when it is complete. A run that was
     killed is continued from its complete files. All files are there from the start, so that nobody
     takes their room; `at_once` is how many of them, where somebody takes them away as they come.
+    The card tells the figures of `samples`, which the loop is to fill, unless they lack tensors.
     """
 
     def __init__(
@@ -55,9 +58,10 @@ class Folder:
         replace: bool = False,
         shard: int = SHARD,
         at_once: int | None = None,
+        samples: "Mapping[str, Sample] | None" = None,
     ) -> None:
         self.path, self.replace, self.shard = Path(path).resolve(), replace, shard
-        self.at_once = at_once
+        self.at_once, self.samples = at_once, {} if samples is None else samples
         self.hold: int | None = None
 
     def begin(self, plan: "Plan") -> None:
@@ -147,7 +151,7 @@ class Folder:
         """Raises StalledError where the disk has filled up, or OUT_DIR has come up, meanwhile."""
         with told_if_full(self.path):
             self.write_index()
-            write_companions(self.plan, self.partial)
+            write_companions(self.plan, self.partial, whole(self.plan, summed(self.samples)))
         try:
             self._check_place()
         except MergeError as error:

@@ -17,7 +17,6 @@ from torch import Tensor
 from merging import inputs, plane
 from merging.blocks import Block, Filling, NotFiniteError, Part, combine, measure, returned
 from merging.errors import MergeError
-from merging.figures import products
 from merging.methods._method import PerBlock, Stage
 from merging.names import layer
 from merging.pairing import Step
@@ -226,8 +225,8 @@ def _block(
     for stage in chain([first], stages):  # one by one: the next may write into what it gave
         facts.append(_facts(stage, here))
         last = stage
-    gram = products([*models, *_tensors(last)])
-    return facts, None if base is None else base.reshape(-1)[here], gram
+    rows = torch.stack([t.reshape(-1).double() for t in (*models, *_tensors(last))])
+    return facts, None if base is None else base.reshape(-1)[here], rows @ rows.T
 
 
 def _facts(stage: Stage, here: Tensor) -> _Facts:

@@ -14,16 +14,17 @@ from functools import partial
 from merging import making, sanity, sweep
 from merging.chat import Reply, answer
 from merging.errors import MergeError
-from merging.figures import Sample
+from merging.inside import inside
 from merging.job import Asking, Event, Job, Merged, Merging, Place, Sweeping
 from merging.library import Library, Loaded, NoRoomError, load_parent, size_of
 from merging.machines import advice
 from merging.making import EVERY, in_turn, seldom
 from merging.memory import ALONE, TOLD, Size, ran_out, size
-from merging.merge import Progress
+from merging.merge import Progress, outcomes
 from merging.nexttoken import next_tokens
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
+from merging.samples import Sample, summed
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _in_turn(merging: Merging, run: _Run) -> Iterator[Event]:
 def _made(merging: Merging, run: _Run) -> Generator[Event, None, None]:
     """Find the merge, or make it."""
     if run.library.has(merging.identity) or _read(merging, run):
-        yield Merged(merging.identity, 0.0, {})
+        yield Merged(merging.identity, 0.0, {}, run.library.known.get(f"inside {merging.identity}"))
     else:
         yield from _merge(merging, run)
 
@@ -249,8 +250,11 @@ def _merge(merging: Merging, run: _Run) -> Iterator[Event]:
     library.make_room(library.size_with(whole, room))
     loaded, tally = yield from seldom(making.made(decided, library, samples, room=room))
     library.publish(merging.identity, loaded)
-    figures = sanity.whole(decided, samples)
-    library.note(f"signs {merging.identity}", sanity.signs(decided, samples, figures))
+    sums = summed(samples)
+    figures = inside(decided, sums, outcomes(decided, making.numbers(decided, library)))
+    found = sanity.signs(decided, sums, figures.whole if figures else None)
+    library.note(f"signs {merging.identity}", found)
+    library.note(f"inside {merging.identity}", figures)
     yield Merged(merging.identity, time.monotonic() - start, tally, figures)
 
 

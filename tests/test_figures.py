@@ -12,15 +12,21 @@ import torch
 from torch import Tensor
 
 from merging import merge, plan
-from merging.figures import LENGTH, ROWS, Sample, estimated, sampled
+from merging.figures import estimated as figures_of
 from merging.gpu import Merged
+from merging.inside import Inside
 from merging.merge import Samples
+from merging.samples import LENGTH, ROWS, Sample, sampled, summed
 from merging.sinks import Live
 from merging.ui.asking import _told
 from tests.conftest import changed, loaded, recipe
 
 Pico = dict[str, Path]
 BLOCKS = sys.modules["merging.blocks"]
+
+
+def estimated(samples: list[Sample], models: list[str]) -> dict[str, Any]:
+    return figures_of([*summed(dict(enumerate(samples))).values()], models)
 
 
 def taken(method: str, pico: Pico, **keys: Any) -> tuple[Samples, Live]:
@@ -88,7 +94,7 @@ def test_small_tensors_are_taken_whole(pico: Pico) -> None:
         kept = [trimmed(d, 0.4) for d in deltas]
         merged = weights[name] - base[name].float()
         found = estimated([sample], ["a", "c"])
-        assert sample.slices.shape == (1, 5, base[name].numel())
+        assert sample.slices.shape == (1, 6, base[name].numel())
         assert_close(flat(found), direct(deltas, merged, kept), 1e-4)
         assert not any(flat(found["error"])["norm"]) and flat(found["error"])["cosine"] == 0
         for parts, x in zip(whole, [*deltas, merged, *kept], strict=True):
@@ -121,7 +127,7 @@ def test_a_sample_says_how_far_it_is_off() -> None:
     for _ in range(60):
         starts = torch.randint(0, size - LENGTH, (ROWS,), generator=random)
         rows = [torch.stack([v[s : s + LENGTH] for v in vectors]) for s in starts.tolist()]
-        found = estimated([Sample(torch.stack(rows), size, 2)], ["a", "c"])
+        found = estimated([Sample(torch.stack(rows), size, 2, False)], ["a", "c"])
         for name, errors in off.items():
             value, error, true = (flat(x)[name] if x is not truth else truth[name]
                                   for x in (found, found["error"], truth))  # fmt: skip
@@ -158,7 +164,7 @@ def test_larger_tensors_are_sampled(pico: Pico, monkeypatch: pytest.MonkeyPatch)
         for _ in BLOCKS.combine([filling], pool, [found]):
             pass
     assert [len(x) for x in found] == [7] * 5
-    told = estimated([Sample(torch.cat(found), size, 2)], ["a", "c"])
+    told = estimated([Sample(torch.cat(found), size, 2, True)], ["a", "c"])
     truth = direct(models, out, [trimmed(m, 0.5) for m in models])
     for name in ("cosine", "conflict"):
         assert abs(flat(told)[name] - truth[name]) < 4 * flat(told["error"])[name], name
@@ -207,8 +213,8 @@ def test_a_difference_in_one_slice_alone_has_no_error() -> None:
     """Left out, it leaves no angle: the error is unknown, and the page says nothing of it."""
     slices = torch.zeros(ROWS, 3, LENGTH)
     slices[0] = torch.randn(3, LENGTH, generator=torch.Generator().manual_seed(1))
-    found = estimated([Sample(slices, 1 << 20, 2)], ["a", "c"])
+    found = estimated([Sample(slices, 1 << 20, 2, False)], ["a", "c"])
     assert found["cosine"][0]["value"] is not None and found["conflict"] is not None
     assert found["error"]["cosine"][0]["value"] is None
-    told = _told(Merged("0" * 16, 1.0, {}, found))
+    told = _told(Merged("0" * 16, 1.0, {}, Inside(("a", "c"), True, False, found, {}, {})))
     assert told == "Merged in 1.00 s"

@@ -81,12 +81,15 @@ def test_merges_then_answers() -> None:
 
 
 def test_found_the_second_time() -> None:
-    """A merge that is there is not made again, and says the same."""
+    """A merge that is there is not made again, and says the same, also of what it did."""
+    gpu._library.cache_clear()
     job = asking(decided())
     first = answers(job)
+    figures = gpu._library().known[f"inside {identity(job)}"]
     events = list(gpu.run(job))
     assert not any(isinstance(event, Progress) for event in events)
-    assert events[0] == gpu.Merged(identity(job), 0.0, {})
+    assert events[0] == gpu.Merged(identity(job), 0.0, {}, figures)
+    assert [*figures.whole["norm"]] == list(figures.models) and len(pickle.dumps(figures)) < 40_000
     assert answers(job) == first
 
 

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from merging import Recipe, gpu, merge, plan, sanity, trials
+from merging.inside import whole
 from merging.library import Library, Loaded, load_parent
 from merging.methods import methods, variants
+from merging.samples import summed
 from merging.sanity import Verdict
 from merging.sinks import Live
 from merging.sources import Checkpoint, open_folder
@@ -54,7 +56,8 @@ def merged(made: Recipe) -> tuple[Loaded, sanity.Signs]:
     samples: dict[str, Any] = {}
     for _ in merge(decided, live, samples=samples):
         pass
-    found = sanity.signs(decided, samples, sanity.whole(decided, samples))
+    sums = summed(samples)
+    found = sanity.signs(decided, sums, whole(decided, sums))
     return Loaded.of(live.model, live.tokenizer), found
 
 

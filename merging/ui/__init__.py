@@ -21,6 +21,7 @@ from merging.ui import (
     choosing,
     comparing,
     deciding,
+    drawing,
     examining,
     finding,
     keeping,
@@ -77,6 +78,7 @@ def build() -> gr.Blocks:
         _prompting(page)
         _sweeping(page)
         _recalling(blocks, page)
+        _drawing(page)
         _keeping(blocks, page)
         _showing(page)
         _pricing(page)
@@ -234,6 +236,8 @@ def _merged(page: Page, merging: Any) -> None:
     _on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     noted = _on(merging.then, recalling.note, page, {page.visit, page.past}, {page.past},
                 queue=False)  # fmt: skip
+    _on(merging.then, drawing.draw, page, {page.visit, page.drawn}, page.pictures(),
+        queue=False)  # fmt: skip
     judging = _on(noted.then, checking.check, page, {page.visit, page.pins, page.sanity},
                   {page.judged, page.sanity}, **LIMIT)  # fmt: skip
     _on(judging.then, recalling.judge, page, {page.judged, page.past}, {page.past}, queue=False)
@@ -318,12 +322,12 @@ def _sweeping(page: Page) -> None:
     """Whatever merges again and again as a number moves."""
     quick, buttons = {"queue": False}, page.buttons
     asked = {*page.sweeping(), page.pins, *page.options()}
-    swept = _on(buttons["run-sweep"].click, sweeping.run, page, asked, page.drawn(), **ASKING,
+    swept = _on(buttons["run-sweep"].click, sweeping.run, page, asked, page.curve(), **ASKING,
                 **_queued(page.swept_status))  # fmt: skip
     stops = [buttons[name].click for name in ("stop-sweep", "stop")]
     stopping = gr.on(stops, comparing.settle, None, None, cancels=[swept], queue=False,
                      api_visibility="private", show_progress="hidden")  # fmt: skip
-    _on(stopping.then, sweeping.stop, page, {page.swept}, page.drawn(), **quick)
+    _on(stopping.then, sweeping.stop, page, {page.swept}, page.curve(), **quick)
     ranged = {page.knob, page.low, page.high}
     offered = {"trigger_mode": "always_last", **quick}
     _on(page.recipe.change, sweeping.offer, page, {page.recipe, page.knob}, ranged, **offered)
@@ -336,6 +340,13 @@ def _sweeping(page: Page) -> None:
         saving = _on(buttons[name].click, partial(sweeping.save, kind=kind), page, {page.swept},
                      {page.saved, page.swept_status}, **quick)  # fmt: skip
         saving.then(None, page.saved, js="(file) => window.playground.save(file)")
+
+
+def _drawing(page: Page) -> None:
+    """Whatever opens and closes the pictures of the last merge."""
+    outputs, quick = {page.drawn, *page.pictures()}, {"queue": False}
+    _on(page.inside.expand, drawing.opened, page, {page.visit}, outputs, **quick)
+    _on(page.inside.collapse, drawing.closed, page, {page.visit}, {page.drawn}, **quick)
 
 
 def _prompting(page: Page) -> None:

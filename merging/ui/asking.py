@@ -69,7 +69,7 @@ def _merged(
             if isinstance(event, Progress) and not there:
                 yield {page.progress: look.progress(event)}
             elif isinstance(event, gpu.Merged):
-                there, visit = True, replace(visit, took=event.seconds)
+                there, visit = True, replace(visit, took=event.seconds, inside=event.figures)
                 told = {page.progress: look.bar(1, _told(event)), page.sanity: look.CHECKING}
                 yield told | pins | showing.stage(page, visit, values) | _notice(page, event)
             elif isinstance(event, Reply):
@@ -255,12 +255,13 @@ def with_system(system: str | None, messages: Sequence[Message]) -> tuple[Messag
 def _told(event: gpu.Merged) -> str:
     tally = " and ".join(f"{count} {what}" for what, count in event.tally.items())
     took = f"Merged in {event.seconds:.2f} s" if event.seconds else "Merged before, found again"
-    return took + (f" · {tally} tensors" if tally else "") + _lie(event.figures)
+    lie = _lie(event.figures.whole) if event.figures else ""
+    return took + (f" · {tally} tensors" if tally else "") + lie
 
 
-def _lie(figures: Mapping[str, Any] | None) -> str:
+def _lie(figures: Mapping[str, Any]) -> str:
     """How two parents, or their deltas, lie to each other, with twice the sample's error."""
-    if not figures or len(figures["cosine"]) != 1 or figures["conflict"] is None:
+    if len(figures["cosine"]) != 1 or figures["conflict"] is None:
         return ""
     value, error = (each["cosine"][0]["value"] for each in (figures, figures["error"]))
     if value is None or error is None:  # where hardly anything differs

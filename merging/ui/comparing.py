@@ -68,7 +68,9 @@ def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Forget what was said. Votes stand: they are about merges."""
     visit: Visit = values[page.visit].ready()
     empty: Updates = {c.chat: [] for c in page.columns.values()}
-    visit = Visit(visit.made, visit.took, visit.pinned, visit.models, votes=visit.votes)
+    visit = Visit(
+        visit.made, visit.took, visit.pinned, visit.models, votes=visit.votes, inside=visit.inside
+    )
     yield showing.stage(page, visit, values) | empty | {page.legend: "", page.status: ""}
 
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from merging import hub
 from merging.errors import AccessError, MergeError
-from merging.merge import fetched, merge
+from merging.merge import Samples, fetched, merge
 from merging.plan import Plan, plan
 from merging.pushing import push, target
 from merging.recipe import Recipe
@@ -45,7 +45,9 @@ def make_files(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates
         kept.make_room()
         with hub.using(made.pins.values()):
             here = yield from followed(page, fetched(decided, token=visitor.token), "kept_status")
-            yield from followed(page, merge(here, Folder(folder)), "kept_status")
+            samples: Samples = {}
+            steps = merge(here, Folder(folder, samples=samples), samples=samples)
+            yield from followed(page, steps, "kept_status")
     size = sum(path.stat().st_size for path in folder.iterdir())
     yield {page.kept_status: look.download(f"merged/{made.identity}.zip", size)}
 

@@ -14,7 +14,7 @@ from merging.ui import form as forms
 from merging.ui import look, panels
 from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column
 from merging.ui.form import Form
-from merging.ui.panels import small
+from merging.ui.panels import Frame, small
 from merging.ui.presets import Preset, presets
 from merging.ui.visit import PINNED, Visit
 
@@ -101,6 +101,10 @@ class Page:
     temperature: gr.Slider
     seed: gr.Number
     tokens: gr.Slider
+    inside: gr.Accordion
+    inside_status: gr.HTML
+    frames: tuple[Frame, ...]
+    drawn: gr.State
     recipe: gr.Code
     recipe_status: gr.HTML
     past_box: gr.Accordion
@@ -137,7 +141,7 @@ class Page:
         """Inputs of whatever runs a sweep."""
         return {self.recipe, self.rows, self.knob, self.low, self.high, self.count, self.scored_on}
 
-    def drawn(self) -> set[Any]:
+    def curve(self) -> set[Any]:
         """Outputs of whatever draws a sweep."""
         parts = {self.swept, self.swept_status, self.plot, self.point, self.numbers}
         return {*parts, self.buttons["use-value"]}
@@ -153,6 +157,11 @@ class Page:
         parts |= {self.columns[PINNED].box}
         stage = {self.row, self.booths, self.verdict, self.legend, self.tally}
         return {self.visit, *parts, *stage}
+
+    def pictures(self) -> set[Any]:
+        """Outputs of whatever draws what a merge did."""
+        parts = {part for f in self.frames for part in (f.box, f.head, f.plot)}
+        return {self.inside_status, *parts}
 
     def filled(self) -> set[Any]:
         """Outputs of whatever fills the form from a recipe."""
@@ -184,6 +193,8 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     with gr.Column(elem_classes=["card"], elem_id="chat"):
         parts |= _chat(known[0], buttons)
         parts |= _panels(known[0], buttons)
+    with gr.Accordion("Inside the merge", open=False, elem_id="inside-box") as inside:
+        parts |= panels.inside() | {"inside": inside}
     with gr.Accordion("Recipe", open=False, elem_id="recipe-box"):
         parts |= _recipe(known[0], buttons)
     with gr.Accordion("History", open=False, elem_id="history-box") as past_box:

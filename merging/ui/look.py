@@ -17,6 +17,7 @@ from merging.sanity import Verdict
 from merging.ui.blind import Tally
 from merging.ui.following import Part
 from merging.ui.jobs import Made
+from merging.ui.pictures import Picture
 
 MARKS = {"base": "○", "a": "◆", "b": "●", "c": "▲", "merged": "✦", "pinned": "✧"}
 EMBEDDED = {"assets/demo/base": "Mini", "assets/demo/a": "Ada", "assets/demo/b": "Bruno"}
@@ -69,6 +70,14 @@ def verdict(found: Verdict) -> str:
     sign = f'<b aria-label="{level}">{SIGNS[level]}</b>'
     return (
         f'<ul class="notes" role="status"><li class="{level}">{sign}{_code(found.text)}</li></ul>'
+    )
+
+
+def caption(picture: Picture) -> str:
+    """What stands above a picture."""
+    return (
+        f"<h3>{escape(picture.title)}</h3><p>{escape(picture.look_for)}</p>"
+        f'<p class="facts">{escape(picture.facts)}</p>'
     )
 
 

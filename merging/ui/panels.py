@@ -1,5 +1,6 @@
 """What lies folded beneath merge and chat: each panel's components, by their names in the Page."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -9,6 +10,9 @@ from merging.ui import columns, look
 from merging.ui import sheet as sheets
 from merging.ui.jobs import LENGTH
 from merging.ui.presets import Preset
+
+FRAMES = 6
+"""Pictures at most."""
 
 
 def small(name: str, label: str) -> gr.Button:
@@ -56,6 +60,31 @@ def deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
         "strip": strip, "token": token, "bars": gr.HTML(elem_id="bars"),
         "looked_status": gr.HTML(elem_id="looked-status"), "looked_into": gr.State(None),
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a picture hangs."""
+
+    box: gr.Column
+    head: gr.HTML
+    plot: gr.Plot
+
+
+def inside() -> dict[str, Any]:
+    """Inside the merge."""
+    status = gr.HTML(look.hint("What the last merge did to the weights, in pictures."),
+                     elem_id="inside-status")  # fmt: skip
+    with gr.Row(elem_classes=["frames"]):
+        frames = tuple(_frame(number) for number in range(FRAMES))
+    return {"inside_status": status, "frames": frames, "drawn": gr.State(False)}
+
+
+def _frame(number: int) -> Frame:
+    with gr.Column(min_width=300, visible=False, elem_classes=["frame"]) as box:
+        head = gr.HTML(elem_classes=["caption"])
+        plot = gr.Plot(show_label=False, container=False, elem_id=f"picture-{number}")
+    return Frame(box, head, plot)
 
 
 def given(buttons: dict[str, gr.Button]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from merging import gpu
 from merging.chat import Reply
 from merging.errors import MergeError
+from merging.inside import Inside
 from merging.ui.blind import Ballot, Vote
 from merging.ui.following import Part, follow
 from merging.ui.jobs import Made
@@ -24,7 +25,7 @@ class Visit:
     is the last question, for a merge to answer it again. `running` are columns that answer just
     now, and those put into their `stops` end; `merging` while a merge is made. `parts` are answers
     of the merged model in pieces, by question and text. While there is a `ballot`, nobody may see
-    which column is whose.
+    which column is whose. `inside` is what the last merge did to the weights, if that is known.
     """
 
     made: Made | None = None
@@ -41,6 +42,7 @@ class Visit:
     ballot: Ballot | None = None
     votes: tuple[Vote, ...] = ()
     log: tuple[Exchange, ...] = ()
+    inside: Inside | None = None
 
     def idle(self) -> "Visit":
         """The same. Raises MergeError while columns answer or a merge is made: each writes down
@@ -94,8 +96,9 @@ class Visit:
         replies = {slot: r for slot, r in self.replies.items() if slot != gpu.MERGED}
         said = {**self.said, gpu.MERGED: ()}
         return replace(
-            self, made=made, said=said, replies=replies, ballot=None, parts={}, merging=False
-        )
+            self, made=made, inside=None, said=said, replies=replies, ballot=None, parts={},
+            merging=False,
+        )  # fmt: skip
 
     def put(self, exchange: Exchange, slots: tuple[str, ...], ballot: Ballot | None) -> "Visit":
         """A question that has just been put to columns: their conversations have it by now."""

@@ -1,0 +1,90 @@
+"""What a merge takes of each tensor on its way, whole or by short slices, and the sums over it.
+
+The sums add up over the parts of a tensor and over tensors; what they say is the affair of
+`figures`. It knows neither files nor how a merge runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS, LENGTH = 32, 128
+"""Slices that are taken of a tensor, and their elements: more of them would slow a merge down."""
+BLOCKS, SPARE = 16, 2
+"""Blocks of a tensor out of which they are taken at most, and at most one in so many."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Short slices of one tensor of `size` elements, taken while it was merged.
+
+    `slices` is (slices, vectors, elements), float32. The vectors are the inputs of so many
+    `models`, what the method kept of them if it trims, what they became, and, if they are `based`,
+    the base that they are deltas to.
+    """
+
+    slices: Tensor
+    size: int
+    models: int
+    based: bool
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What `sums` gives for parts of one tensor of `size` elements: (parts, sums), float64."""
+
+    rows: Tensor
+    size: int
+    models: int
+    based: bool
+
+
+def sampled(sizes: Sequence[int]) -> dict[int, int]:
+    """Of blocks of these sizes: which are sampled, and by how many slices each.
+
+    >>> sampled([100_000] * 9 + [7])
+    {0: 7, 2: 7, 4: 7, 6: 7, 8: 7}
+    """
+    long = [place for place, size in enumerate(sizes) if size >= ROWS * LENGTH]
+    chosen = long[:: max(SPARE, -(-len(long) // BLOCKS))] or range(min(1, len(sizes)))
+    return {place: -(-ROWS // len(chosen)) for place in chosen}
+
+
+def slices_of(values: Tensor, rows: int) -> Tensor:
+    """(rows, LENGTH) views of slices spread evenly; all of it, (1, n), where it is short or `rows`
+    is 1."""
+    size = values.numel()
+    if rows == 1 or size < ROWS * LENGTH:
+        return values.view(1, -1)
+    return values.as_strided((rows, LENGTH), (size // rows, 1))
+
+
+def summed(samples: Mapping[str, Sample]) -> dict[str, Sums]:
+    """The sums of each, those of one shape together: there are hundreds, and each is small."""
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name, sample in samples.items():
+        shapes.setdefault((*sample.slices.shape, sample.models), []).append(name)
+    found: dict[str, Tensor] = {}
+    for (*_, models), names in shapes.items():
+        together = torch.stack([samples[name].slices for name in names])
+        rows = sums(together.flatten(0, 1), models).view(*together.shape[:2], -1)
+        found.update(zip(names, rows, strict=True))
+    return {n: Sums(found[n], s.size, s.models, s.based) for n, s in samples.items()}
+
+
+def sums(slices: Tensor, models: int) -> Tensor:
+    """(rows, …) float64 sums over each row of slices, (rows, vectors, elements).
+
+    They are: the elements; the entries in which no input is 0, those of them where the signs
+    differ, those where each input is positive; the vectors' inner products.
+    """
+    vectors = slices.double()
+    signs = vectors[:, :models].sign()
+    moved = signs.prod(1).abs()
+    differ = moved * (signs.sum(1).abs() != models)
+    positive = (signs.clamp(min=0) * moved[:, None]).sum(2)
+    elements = vectors.new_full((len(vectors), 1), slices.shape[2])
+    counts = [elements, moved.sum(1, keepdim=True), differ.sum(1, keepdim=True), positive]
+    return torch.cat([*counts, (vectors @ vectors.transpose(1, 2)).flatten(1)], 1)

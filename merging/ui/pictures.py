@@ -1,0 +1,239 @@
+"""What a merge did inside the model, in pictures, each with one sentence on what to look for.
+
+It knows figures and charts, no events.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import ceil, log10
+from typing import Any
+
+from plotly.graph_objects import Figure
+
+from merging.figures import angle
+from merging.inside import Cell, Figures, Inside
+from merging.ui import charts
+from merging.ui.charts import Values
+
+PERCENT = "\N{NO-BREAK SPACE}%"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`look_for` is one sentence; `facts` are the whole model's figures, errors doubled."""
+
+    title: str
+    look_for: str
+    facts: str
+    figure: Figure
+
+
+def pictures(found: Inside, titles: Sequence[str]) -> list[Picture]:
+    """All that say something of this merge; `titles` are the models' names as they are shown."""
+    several = len(found.models) > 1
+    drawn = [_sizes, *([_cosines, _conflicts] if several else []), _kept, _length, _retained]
+    if not found.based:
+        drawn = [_apart, _angles, _length] if several else []
+    return [picture for draw in drawn if (picture := draw(found, titles))]
+
+
+def _sizes(found: Inside, titles: Sequence[str]) -> Picture:
+    values, errors = _whole(found, "size")
+    facts = _facts(titles, values, errors, 100, PERCENT)
+    return Picture(
+        "Where the models changed",
+        "An even, faint map is usual; cells that stand out, above all in tokens or norm, are a "
+        "reason to look at the vocabulary.",
+        f"length of each change, as a part of the base's: {facts}",
+        _maps(found, titles, lambda cell: cell.size, charts.RGB, 100, PERCENT),
+    )  # fmt: skip
+
+
+def _cosines(found: Inside, titles: Sequence[str]) -> Picture:
+    values, errors = _whole(found, "cosine")
+    return Picture(
+        "How alike the changes are",
+        "A cosine of 0 to 0.2 is what different skills look like; above 0.5 the models learnt "
+        "alike, below 0 they pull apart.",
+        f"cosine: {_facts(_pairs(titles), values, errors)}",
+        _maps(found, _pairs(titles), lambda cell: cell.cosine, None),
+    )
+
+
+def _conflicts(found: Inside, titles: Sequence[str]) -> Picture:  # noqa: ARG001  # one of several
+    own, chance = "signs differ", "by chance"
+    along = {own: _along(found, "conflict", 100), chance: _along(found, "chance", 100)}
+    errors = [_times(each["error"]["conflict"], 100) for each in found.layers.values()]
+    whole, error = found.whole, found.whole["error"]
+    return Picture(
+        "How much they disagree",
+        "Only a line far from the dashed one, which is what chance would give, says something.",
+        f"of the entries that all change signs differ in "
+        f"{_about(whole['conflict'], error['conflict'], 100, PERCENT)}, by chance in "
+        f"{_about(whole['chance'], None, 100, PERCENT)}",
+        charts.lines([*found.layers], along, {own: errors}, unit=PERCENT),
+    )
+
+
+def _kept(found: Inside, titles: Sequence[str]) -> Picture | None:
+    if not found.trims:
+        return None
+    values, errors = _whole(found, "kept")
+    along = {
+        title: [_times(layer["kept"][model], 100) for layer in found.layers.values()]
+        for title, model in zip(titles, found.models, strict=True)
+    }
+    return Picture(
+        "What the trim keeps",
+        "The higher a line, the more of a change sits in its few largest entries, and the less is "
+        "lost by dropping the others.",
+        f"energy that is kept: {_facts(titles, values, errors, 100, PERCENT)}",
+        charts.lines([*found.layers], along, unit=PERCENT, models=True),
+    )
+
+
+def _length(found: Inside, titles: Sequence[str]) -> Picture:
+    along = {"merged": [_ratio(layer) for layer in found.layers.values()]}
+    count, what = len(titles), "change" if found.based else "weights"
+    marks = {"the models' own": 1.0}
+    look_for = (
+        "On the mark they are as long as the models' own, as an arc keeps them; below it averaging "
+        "has made them shorter."
+    )
+    if found.based:
+        marks = {f"average 1/√{count}": count**-0.5, f"sum √{count}": count**0.5}
+        look_for = (
+            "The marks are for changes of one length at right angles to each other: between them "
+            "is usual, above 2 the step is too long."
+        )
+    if count == 1:
+        marks = {"the model's own": 1.0}
+    figure = charts.lines([*found.layers], along, reach=max(marks.values()))
+    for told, at in marks.items():
+        charts.mark(figure, told, y=at)
+    return Picture(
+        f"Length of the merged {what}",
+        look_for,
+        f"length of the merged {what}, as a part of the models' mean: "
+        f"{_about(_ratio(found.whole), None)}",
+        figure,
+    )
+
+
+def _retained(found: Inside, titles: Sequence[str]) -> Picture:
+    values, errors = (
+        list(each["merged"]["retained"].values()) for each in (found.whole, found.whole["error"])
+    )
+    figure = charts.bars(titles, values, errors, [_about(value, None) for value in values])
+    charts.mark(figure, "all", x=1.0)
+    if len(titles) > 1:
+        charts.mark(figure, f"1/{len(titles)}", x=1 / len(titles))
+    return Picture(
+        "What is kept of each model",
+        "Bars of like length mean that no model is drowned; 1 is all of its change, "
+        f"{'an average leaves 1/' + str(len(titles)) if len(titles) > 1 else '0 nothing'}.",
+        _facts(titles, values, errors),
+        figure,
+    )
+
+
+def _apart(found: Inside, titles: Sequence[str]) -> Picture:
+    values, errors = _whole(found, "apart")
+    pairs = _pairs(titles)
+    facts = _facts(pairs, values, errors, 100, PERCENT)
+    return Picture(
+        "How far apart the models are",
+        "An even, faint map is usual for fine-tunes of one model; strangers are 100 % and more "
+        "apart, and cannot be merged.",
+        f"length of the difference, as a part of the first's: {facts}",
+        _maps(found, pairs, lambda cell: cell.size, [charts.GREY] * len(pairs), 100, PERCENT),
+    )  # fmt: skip
+
+
+def _angles(found: Inside, titles: Sequence[str]) -> Picture:
+    values, _ = _whole(found, "cosine")
+    pairs, angles = _pairs(titles), [angle(value) for value in values]
+    facts = f"angle: {_facts(pairs, angles, [None] * len(pairs), 1, '°')}"
+    done = [outcome for cell in found.cells.values() for outcome in cell.outcomes]
+    look_for = "The wider an angle, the shorter an average is than the models themselves."
+    if done:
+        facts += f" · spherical in {done.count('spherical')} of {len(done)} places, LERP elsewhere"
+        look_for = (
+            "In dotted cells, below 1.8°, the arc is as good as its chord, so that LERP was used; "
+            "in the others the way is spherical."
+        )
+    figure = _maps(found, pairs, lambda cell: cell.angle, [charts.GREY] * len(pairs), 1, "°")
+    return Picture("The angle between the models", look_for, facts, figure)
+
+
+def _maps(  # what is drawn, and how
+    found: Inside, titles: Sequence[str], of: Callable[[Cell], Values],
+    colours: Sequence[charts.Colour] | None, factor: float = 1, unit: str = "",
+) -> Figure:  # fmt: skip
+    columns = [*found.layers]
+    rows = list(dict.fromkeys(module for _, module in found.cells))
+    cells = [[found.cells.get((column, row)) for column in columns] for row in rows]
+
+    def value(cell: Cell | None, number: int) -> float | None:
+        return _times(of(cell)[number], factor) if cell else None
+
+    grids = {
+        title: [[value(cell, number) for cell in row] for row in cells]
+        for number, title in enumerate(titles)
+    }
+    dots = [["•" if cell and "LERP" in cell.outcomes else "" for cell in row] for row in cells]
+    marked = dots if any(map(any, dots)) else None
+    return charts.maps(grids, columns, rows, colours, unit=unit, marked=marked)
+
+
+def _pairs(titles: Sequence[str]) -> list[str]:
+    return [f"{one} and {other}" for one, other in combinations(titles, 2)]
+
+
+def _whole(found: Inside, name: str) -> tuple[list[float | None], list[float | None]]:
+    """A figure of the whole model, of each model or pair, and its errors."""
+    value, error = _listed(found.whole[name]), _listed(found.whole["error"][name])
+    return value, error
+
+
+def _listed(figure: Any) -> list[float | None]:
+    return [pair["value"] for pair in figure] if isinstance(figure, list) else [*figure.values()]
+
+
+def _along(found: Inside, name: str, factor: float) -> list[float | None]:
+    return [_times(layer[name], factor) for layer in found.layers.values()]
+
+
+def _ratio(figures: Figures) -> float | None:
+    """The merged vector's length as a part of the models' mean."""
+    lengths = list(figures["norm"].values())
+    mean = sum(lengths) / len(lengths)
+    return figures["merged"]["norm"] / mean if mean else None
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _facts(
+    titles: Sequence[str], values: Values, errors: Values, factor: float = 1, unit: str = ""
+) -> str:
+    told = zip(titles, values, errors, strict=True)
+    return " · ".join(f"{name} {_about(value, error, factor, unit)}" for name, value, error in told)
+
+
+def _about(value: float | None, error: float | None, factor: float = 1, unit: str = "") -> str:
+    """A figure with twice its error.
+
+    >>> _about(0.41682, 0.0123), _about(0.0012, 0.00031), _about(8.41, None, 1, "°")
+    ('0.42 ± 0.02', '0.0012 ± 0.0006', '8.4°')
+    """
+    if value is None:
+        return "–"
+    value, off = value * factor, 2 * (error or 0) * factor
+    digits = 2 if not unit else 1 if abs(value) < 20 else 0
+    if off:
+        digits = min(5, max(digits, ceil(-log10(off))))  # one that is not 0
+    told = f" ± {off:.{digits}f}" if off else ""
+    return f"{value:.{digits}f}{told}{unit}"
