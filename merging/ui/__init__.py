@@ -1,7 +1,5 @@
 """The page: which handler each event calls, and what launching it needs. No logic here."""
 
-import base64
-import binascii
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from merging.ui import (
     finding,
     keeping,
     look,
+    presenting,
     prompting,
 )  # fmt: skip
 from merging.ui import form as forms
@@ -35,7 +34,6 @@ from merging.ui.limits import OwnPage, RequestCap
 from merging.ui.routes import downloads
 from merging.ui.visit import PINNED
 from merging.ui.visitor import visitor
-from merging.yaml_text import MAX_BYTES
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LAUNCH: dict[str, Any] = {
@@ -105,8 +103,11 @@ def _forming(page: Page) -> None:
         _on(control.input, choosing.change_form, page, form, {page.recipe, page.notes},
             queue=False, **last)  # fmt: skip
     space = os.environ.get("SPACE_ID", "")
-    say = f"(text) => window.playground.link(text, {json.dumps(space)})"
-    buttons["link"].click(None, [page.recipe], js=say)
+    say = f"(text) => window.playground.link(text, {json.dumps(space)}"
+    buttons["link"].click(None, [page.recipe], js=f"{say})")
+    fixing = _on(buttons["class-link"].click, presenting.share, page, {page.recipe, page.pins},
+                 {page.saved, page.recipe_status}, queue=False)  # fmt: skip
+    fixing.then(None, page.saved, js=f"(made) => made && ({say}, true))(made.text)")
     buttons["download"].click(None, [page.recipe], js="(text) => window.playground.download(text)")
 
 
@@ -305,34 +306,26 @@ def _remembering(blocks: gr.Blocks, page: Page) -> None:
     """Form and recipe survive a reload; a link only fills the form."""
 
     def restore(values: Any, login: gr.OAuthToken | None, request: gr.Request) -> Iterator[Any]:
-        kept = values[page.kept] or {}
-        text = _linked(request) or kept.get("recipe") or page.presets[0].text
         who = visitor(page.private(request), login)
-        yield from choosing.restore(page, who, text, kept.get("options") or [])
+        yield from presenting.restore(page, who, values, request)
+
+    def remember(values: Any, request: gr.Request) -> Any:
+        return presenting.remembered(page, values, request)
 
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
-    loaded = blocks.load(restore, {page.kept}, {*page.filled(), *page.options()}, **hidden)
+    loaded = blocks.load(restore, {page.kept}, {*page.unlocked(), *page.options()}, **hidden)
     loaded.then(None, js="() => window.playground.forget()")  # else a reload would undo edits
     # by itself and whole: gradio spoils a table that a handler's later updates leave out
     blocks.load(lambda kept: (kept or {}).get("rows") or gr.skip(), page.kept, page.rows,
                 queue=False, **hidden)  # fmt: skip
     watched = [page.recipe, page.rows, *page.options()]
     gr.on(
-        [part.change for part in watched],
-        lambda text, rows, *values: {"recipe": text, "rows": rows, "options": list(values)},
-        watched, page.kept, queue=False, trigger_mode="always_last", **hidden,
+        [part.change for part in watched], remember, {*watched, page.kept}, page.kept,
+        queue=False, trigger_mode="always_last", **hidden,
     )  # fmt: skip
-
-
-def _linked(request: gr.Request) -> str | None:
-    """The recipe in the page's address, if there is a readable one."""
-    code = request.query_params.get("recipe", "")
-    if not code or len(code) > 2 * MAX_BYTES:
-        return None
-    try:
-        return base64.urlsafe_b64decode(code + "=" * (-len(code) % 4)).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError):
-        return None
+    own, forget = page.buttons["own"], "() => window.playground.forget(true)"
+    own.click(None, js=forget)
+    _on(own.click, presenting.own, page, {page.recipe, page.kept}, {*page.unlocked(), page.kept})
 
 
 def _on(

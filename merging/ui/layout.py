@@ -75,6 +75,7 @@ class Page:
     seed: gr.Number
     tokens: gr.Slider
     recipe: gr.Code
+    fixed: gr.Row
     recipe_status: gr.HTML
     push_name: gr.Textbox
     push_public: gr.Checkbox
@@ -120,6 +121,10 @@ class Page:
         texts = {self.recipe, self.preset, self.recipe_status, self.why, self.examples}
         return {*self.form.outputs(), *heads, *texts, *self.checked()}
 
+    def unlocked(self) -> set[Any]:
+        """Outputs of whatever switches the form on or off."""
+        return {*self.filled(), self.fixed, self.buttons["swap"], self.buttons["use"]}
+
     def checked(self) -> set[Any]:
         """Outputs of whatever checks a recipe."""
         return {self.notes, self.pins}
@@ -135,6 +140,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             gr.LoginButton(
                 "Sign in", icon=None, size="sm", scale=0, min_width=120, elem_id="sign-in"
             )
+    fixed = panels.fixed(buttons)
     with gr.Row(elem_classes=["cards"]):
         with gr.Column(elem_classes=["card"], min_width=320, scale=6):
             parts, pickers = _choose(known, buttons)
@@ -158,7 +164,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
     return Page(
         private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
-        pins=gr.State({}), kept=kept, **parts,
+        pins=gr.State({}), kept=kept, fixed=fixed, **parts,
     )  # fmt: skip
 
 
@@ -275,6 +281,7 @@ def _recipe(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     with gr.Row(elem_classes=["tools"]):
         buttons["use"] = small("use", "Use this recipe")
         buttons["link"] = small("link", "Copy link")
+        buttons["class-link"] = small("class-link", "Copy link for a class")
         buttons["download"] = small("download", "Download")
     return {"recipe": recipe, "recipe_status": gr.HTML(elem_id="recipe-status")}
 

@@ -1,4 +1,5 @@
-"""What lies folded beneath the chat: each panel's components, by their names in `layout.Page`."""
+"""What is folded beneath the chat or seen now and then: each panel's components, by their names in
+`layout.Page`."""
 
 from typing import Any
 
@@ -14,6 +15,14 @@ from merging.ui.presets import Preset
 def small(name: str, label: str) -> gr.Button:
     """A button among others."""
     return gr.Button(label, size="sm", min_width=0, elem_id=name)
+
+
+def fixed(buttons: dict[str, gr.Button]) -> gr.Row:
+    """What is said while a presenter has fixed the recipe, above all else."""
+    with gr.Row(visible=False, elem_id="fixed", elem_classes=["tools"]) as row:
+        gr.HTML(look.hint("This recipe is fixed for all: press Merge, and ask below."))
+        buttons["own"] = small("own", "Make my own copy")
+    return row
 
 
 def deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
