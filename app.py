@@ -12,17 +12,23 @@ os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")  # the owner's is fo
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads take cores from the others
 
-from merging import MergeError, hub, templates  # after the environment is set
-from merging.library import prepare  # likewise
-from merging.ui import LAUNCH, build  # likewise
+from functools import partial  # after the environment is set, like all below
+
+from merging import MergeError, gpu, hub, readiness, templates
+from merging.library import prepare
+from merging.ui import LAUNCH, build
+from merging.ui.look import EMBEDDED
 
 try:
     hub.clean()
 except MergeError as error:  # of a setting
     sys.exit(str(error))
-prepare()
-templates.start()
 demo = build()
 
 if __name__ == "__main__":
+    readiness.start({
+        "chat templates": templates.start,
+        "the libraries": prepare,
+        "the embedded models": partial(gpu.warm, EMBEDDED),
+    })  # fmt: skip
     demo.launch(**LAUNCH)

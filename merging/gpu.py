@@ -7,7 +7,7 @@ at every call. Nothing relies on what an earlier call left behind: the recipe is
 import logging
 import os
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,7 +17,7 @@ from typing import Any
 import spaces
 import torch
 
-from merging import sanity, templates, trials
+from merging import readiness, sanity, templates, trials
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
 from merging.library import SHARE, Library, Loaded, budget, chat_dtype
@@ -27,7 +27,7 @@ from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.sanity import Verdict
 from merging.sinks import Live
-from merging.sources import Local, Remote, on_base, open_folder
+from merging.sources import Local, Remote, on_base, open_folder, open_source
 
 EVERY = 0.15
 """Seconds between two signs of progress: each costs the page a round trip to the browser."""
@@ -136,7 +136,12 @@ def merge_job(decided: Plan) -> Job:
 
 
 def run(job: Job) -> Iterator[Event]:
-    """Do a job on the device. Raises MergeError; closing it stops the device within a token."""
+    """Do a job on the device. Raises MergeError; closing it stops the device within a token.
+
+    It waits until the start is over: a worker must not be forked in the middle of imports.
+    """
+    for what in readiness.waiting():
+        yield Progress(what, 0, 1, 0.0, 0.0, 0.0, "wait")
     try:
         with closing(_on_device(job)) as events:
             for event in _heeding(events, job.stops):
@@ -195,6 +200,20 @@ def _on_device(job: Job) -> Iterator[Event | _Failed]:
         yield _Failed(str(error))
 
 
+def warm(models: Iterable[str]) -> None:
+    """Have models of this machine say a token each, so that the first who asks need not wait.
+
+    Part of the start, for which jobs wait. It does nothing where each job costs a grant.
+    """
+    if granted():
+        return
+    places = tuple(place(s) for s in map(open_source, models) if isinstance(s, Local))
+    asked = {p.name: ({"role": "user", "content": "Hello"},) for p in places}
+    columns = {name: name for name in asked}
+    for _ in _on_device(Job(places, columns=columns, questions=(Question(asked, 1),))):
+        pass
+
+
 def granted() -> bool:
     """Whether each job costs its visitor a grant: what can be one job should be one there."""
     return bool(os.environ.get("SPACES_ZERO_GPU"))
@@ -207,6 +226,8 @@ def room() -> tuple[str, int]:
     """
     if granted():
         return "cuda", int(SHARE * ZERO_GPU)
+    for _ in readiness.waiting():
+        pass
     library = _library()
     return library.device, library.budget
 

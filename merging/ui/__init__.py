@@ -1,8 +1,9 @@
 """The page: which handler each event calls, and what launching it needs. No logic here."""
 
+import asyncio
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.requests import Request
 
+from merging import readiness
 from merging.sources import APP
 from merging.ui import (
     asking,
@@ -313,6 +315,7 @@ def _remembering(blocks: gr.Blocks, page: Page) -> None:
         return presenting.remembered(page, values, request)
 
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
+    blocks.load(_starting, None, page.starting, concurrency_limit=None, **hidden)
     loaded = blocks.load(restore, {page.kept}, {*page.unlocked(), *page.options()}, **hidden)
     loaded.then(None, js="() => window.playground.forget()")  # else a reload would undo edits
     # by itself and whole: gradio spoils a table that a handler's later updates leave out
@@ -326,6 +329,14 @@ def _remembering(blocks: gr.Blocks, page: Page) -> None:
     own, forget = page.buttons["own"], "() => window.playground.forget(true)"
     own.click(None, js=forget)
     _on(own.click, presenting.own, page, {page.recipe, page.kept}, {*page.unlocked(), page.kept})
+
+
+async def _starting() -> AsyncIterator[str]:
+    """What the app is still doing before it can work at full speed; no thread waits for it."""
+    while what := readiness.doing():
+        yield look.hint(f"Getting ready: {what} …")
+        await asyncio.sleep(readiness.EVERY)
+    yield ""
 
 
 def _on(

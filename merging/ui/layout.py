@@ -76,6 +76,7 @@ class Page:
     tokens: gr.Slider
     recipe: gr.Code
     fixed: gr.Row
+    starting: gr.HTML
     recipe_status: gr.HTML
     push_name: gr.Textbox
     push_public: gr.Checkbox
@@ -140,12 +141,12 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             gr.LoginButton(
                 "Sign in", icon=None, size="sm", scale=0, min_width=120, elem_id="sign-in"
             )
-    fixed = panels.fixed(buttons)
+    parts = {"starting": gr.HTML(elem_id="starting"), "fixed": panels.fixed(buttons)}
     with gr.Row(elem_classes=["cards"]):
         with gr.Column(elem_classes=["card"], min_width=320, scale=6):
-            parts, pickers = _choose(known, buttons)
+            chosen, pickers = _choose(known, buttons)
         with gr.Column(elem_classes=["card"], min_width=320, scale=5):
-            parts |= _merge(pickers, buttons)
+            parts |= chosen | _merge(pickers, buttons)
     with gr.Column(elem_classes=["card"], elem_id="chat"):
         parts |= _chat(known[0], buttons)
         with gr.Accordion("Where the merge decides", open=False, elem_id="deciding"):
@@ -164,7 +165,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
     return Page(
         private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
-        pins=gr.State({}), kept=kept, fixed=fixed, **parts,
+        pins=gr.State({}), kept=kept, **parts,
     )  # fmt: skip
 
 
