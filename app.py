@@ -7,6 +7,7 @@ import spaces  # noqa: F401  # imported for what it does
 
 # Before gradio and huggingface_hub are imported: nobody is to be contacted but the Hub on request.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "64")  # of past requests; nobody reads it
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")  # the owner's is for no visitor
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -16,13 +17,14 @@ from functools import partial  # after the environment is set, like all below
 
 from merging import MergeError, gpu, hub, readiness, templates
 from merging.library import prepare
-from merging.ui import LAUNCH, build
+from merging.ui import LAUNCH, build, kept
 from merging.ui.look import EMBEDDED
 
 try:
     hub.clean()
 except MergeError as error:  # of a setting
     sys.exit(str(error))
+kept.clean()
 demo = build()
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The app, whose start has one more step, the first: it lasts until the file `READY` names is there.
+"""The app, whose start has one more step, the first: it lasts until the file `READY` names exists.
 
 Beforehand it writes into the file `SEEN` what had been imported, and the processor's seconds that
 imports took, when the page was about to be served.
