@@ -53,6 +53,7 @@ def test_launch() -> None:
     assert LAUNCH["run_history"] is False
     assert not {"server_name", "server_port", "share"} & set(LAUNCH)
     assert not LAUNCH.get("enable_monitoring")
+    assert LAUNCH["state_session_capacity"] <= 300
 
 
 def test_deploying_commands_are_hfs() -> None:

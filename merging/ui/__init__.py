@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
 from merging.ui.limits import OwnPage, RequestCap
 from merging.ui.routes import downloads
+from merging.ui.turn import in_turn
 from merging.ui.visit import PINNED
 from merging.ui.visitor import visitor
 
@@ -45,6 +47,7 @@ LAUNCH: dict[str, Any] = {
     "footer_links": ["api", "settings"],
     "ssr_mode": False,  # a second server in Node, of no use here
     "run_history": False,  # answers would stay in a shared browser
+    "state_session_capacity": 300,  # gradio keeps 0.7 MB of each page, open or long closed
     "max_file_size": "1mb",
     "max_threads": 4 * ASKING["concurrency_limit"],  # each who asks holds one, and others come
     "app_kwargs": {
@@ -73,7 +76,7 @@ def build() -> gr.Blocks:
         _showing(page)
         _remembering(blocks, page)
         endpoints(private)
-    blocks.queue(max_size=64, default_concurrency_limit=8)
+    blocks.queue(max_size=128, default_concurrency_limit=8)  # a class that opens the page at once
     return blocks
 
 
@@ -144,9 +147,11 @@ def _finding(page: Page) -> None:
 def _running(page: Page) -> None:
     """Whatever reaches the device, and what stops it."""
     trying = _trying(page)
-    examined = _on(page.buttons["run-sheet"].click, examining.run, page, page.asking(),
+    run = in_turn("sheet_status", examining.run)
+    examined = _on(page.buttons["run-sheet"].click, run, page, page.asking(),
                    page.examined(), **ASKING, **_queued(page.sheet_status))  # fmt: skip
-    merging = _on(page.buttons["merge"].click, asking.merge, page, page.asking(),
+    merge = in_turn("progress", asking.merge)
+    merging = _on(page.buttons["merge"].click, merge, page, page.asking(),
                   {page.progress, page.sanity, page.pins, *page.answered()}, **LIMIT,
                   **_queued(page.progress))  # fmt: skip
     _merged(page, merging)
@@ -167,22 +172,26 @@ def _trying(page: Page) -> list[Any]:
     chats = [column.chat for column in page.columns.values()]
     waiting = {**ASKING, **_queued(page.status, *chats)}
     device = {**waiting, **private}
-    ask = _handling(asking.ask, page)
+    put = partial(in_turn, "status")
+    ask = _handling(put(asking.ask), page)
     answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
     )
     example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
-    seeded = {page.seed, *page.answered()}
     trying = [
         answering,
         example.then(ask, page.asking(), page.answered(), **device),
-        _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **waiting),
-        _on(buttons["new-seed"].click, asking.new_seed, page, page.asking(), seeded, **waiting),
     ]
+    for name, again, shown in (
+        ("retry", asking.retry, page.answered()),
+        ("new-seed", asking.new_seed, {page.seed, *page.answered()}),
+    ):
+        click = buttons[name].click
+        trying.append(_on(click, put(again), page, page.asking(), shown, **waiting))
     for slot, column in page.columns.items():
-        retry = partial(asking.retry_one, slot=slot)
-        alone = partial(asking.ask, slots=(slot,))
-        for name, handler in (("retry", retry), ("alone", alone)):
+        retry = put(partial(asking.retry_one, slot=slot))
+        ask_one = put(partial(asking.ask, slots=(slot,)))
+        for name, handler in (("retry", retry), ("alone", ask_one)):
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **waiting))
         edit = _editing(page, slot)
@@ -195,15 +204,15 @@ def _trying(page: Page) -> list[Any]:
 def _stopping(page: Page, trying: list[Any], merging: Any, examined: Any) -> None:
     """Whatever ends what is under way: all of it, the sheet, or one column."""
     buttons, drawn = page.buttons, {page.visit, page.follow}
-    at_once = {"api_visibility": "private", "queue": False}
+    settled = (page, {page.visit}, {page.status})
     stops, progressed = [*trying, merging, examined], {page.progress, page.sanity, *page.answered()}
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
-        stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
+        stopping = _on(buttons[name].click, comparing.settle, *settled, cancels=what, queue=False)
         if name != "stop-sheet":
             _on(stopping.then, comparing.stop, page, {*drawn, page.sanity}, progressed,
                 queue=False)  # fmt: skip
         _on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
-    clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
+    clearing = _on(buttons["clear"].click, comparing.settle, *settled, cancels=trying, queue=False)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
     one: dict[str | int, Any] = {slot: c.buttons["stop"] for slot, c in page.columns.items()}
     one |= {number: booth.stop for number, booth in enumerate(page.unnamed)}
@@ -257,7 +266,11 @@ def _deciding(page: Page) -> None:
     """Whatever looks into the merged model's answer."""
     shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status}
     quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    looking = [_on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown,
+    look_into, choose = (
+        in_turn("looked_status", handler, waits=True)  # neither changes what was said
+        for handler in (deciding.look_into, deciding.choose)
+    )
+    looking = [_on(page.buttons["look-into"].click, look_into, page, page.asking(), shown,
                    **LIMIT)]  # fmt: skip
     asked = {page.visit, page.sheet, page.pins, page.looked_into, page.token}
 
@@ -265,11 +278,12 @@ def _deciding(page: Page) -> None:
         return int(at.index) + 1
 
     last = {**LIMIT, "trigger_mode": "always_last"}
-    looking.append(_on(page.token.input, deciding.choose, page, asked, shown, **last))
+    looking.append(_on(page.token.input, choose, page, asked, shown, **last))
     clicked = page.strip.select(place, None, page.token, **quick)
-    looking.append(_on(clicked.then, deciding.choose, page, asked, shown, **LIMIT))
+    looking.append(_on(clicked.then, choose, page, asked, shown, **LIMIT))
     stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
-    stopping = gr.on(stops, comparing.settle, None, None, cancels=looking, **quick)
+    settle = _handling(comparing.settle, page)
+    stopping = gr.on(stops, settle, {page.visit}, {page.status}, cancels=looking, **quick)
     stopping.then(lambda: "", None, page.looked_status, **quick)  # what was seen before stays
 
 
@@ -350,10 +364,14 @@ def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
     """What gradio calls when a question in a column has been edited."""
 
     def edited(
-        values: Any, at: gr.EditData, login: gr.OAuthToken | None, request: gr.Request
+        values: Any,
+        at: gr.EditData,
+        login: gr.OAuthToken | None,
+        profile: gr.OAuthProfile | None,
+        request: gr.Request,
     ) -> Iterator[Updates]:
         change = partial(asking.edit, slot=slot, place=at.index, text=at.value)
-        yield from _handling(change, page)(values, login, request)
+        yield from _handling(in_turn("status", change), page)(values, login, profile, request)
 
     return edited
 
@@ -361,8 +379,12 @@ def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
 def _handling(handler: Handler, page: Page) -> Callable[..., Iterator[Updates]]:
     """A handler as gradio calls it: with the inputs' values, and the visitor's login if any."""
 
-    def handle(values: Any, login: gr.OAuthToken | None, request: gr.Request) -> Iterator[Updates]:
+    def handle(
+        values: Any, login: gr.OAuthToken | None, profile: gr.OAuthProfile | None,
+        request: gr.Request,
+    ) -> Iterator[Updates]:  # fmt: skip
         who = visitor(page.private(request), login, values.get(page.pins))
-        yield from handler(page, who, values)
+        account, session = profile.username if profile else "", request.session_hash or ""
+        yield from handler(page, replace(who, session=session, account=account), values)
 
     return handle

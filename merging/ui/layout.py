@@ -13,6 +13,7 @@ from merging.ui import look, panels
 from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column
 from merging.ui.form import Form
 from merging.ui.panels import small
+from merging.ui.pending import Pending
 from merging.ui.presets import Preset, presets
 from merging.ui.visit import PINNED, Visit
 
@@ -24,11 +25,12 @@ AGAIN = {"retry": "↻ Retry", "new-seed": "↻ New seed", "clear": "Clear"}
 class Page:
     """Every component that an event reads or writes.
 
-    `private`: whether only this machine's own user can open the page; `pins` are the commits at
-    which models were checked.
+    `private`: whether only this machine's own user can open the page; `pending`: who has asked for
+    something; `pins` are the commits at which models were checked.
     """
 
     private: Callable[[gr.Request], bool]
+    pending: Pending
     presets: tuple[Preset, ...]
     preset: gr.Radio
     why: gr.HTML
@@ -164,7 +166,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     parts["foot"] = gr.HTML(elem_id="foot")
     kept = gr.BrowserState({}, storage_key="merge-playground", secret="merge-playground")
     return Page(
-        private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
+        private=private, pending=Pending(), presets=known, buttons=buttons, visit=gr.State(Visit()),
         pins=gr.State({}), kept=kept, **parts,
     )  # fmt: skip
 
