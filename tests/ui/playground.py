@@ -29,7 +29,7 @@ class Playground:
         return self.page.locator(f"#{id}")
 
     def ready(self) -> Playground:
-        """Wait until the form is filled and its recipe checked, which an app that starts does last."""
+        """Wait until the form is filled and its recipe checked: the last that a start brings."""
         self.part("notes").locator("li").first.wait_for(timeout=START)
         return self
 

@@ -170,7 +170,7 @@ def test_no_token_is_left_anywhere(hub: LocalHub, space: App, door: Door) -> Non
     assert "hf_owner" not in sent
 
 
-def test_an_accounts_tabs_take_turns(hub: LocalHub, door: Door, tmp_path: Path) -> None:
+def test_an_accounts_tabs_take_turns(hub: LocalHub, space: App, door: Door, tmp_path: Path) -> None:
     """What is asked in a second tab waits for the first one's answer, or its end, and says so; who
     is nobody's account waits for nobody."""
     text = recipe("org/long-a", "org/long-b").replace("org/base", "org/long-base")
