@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
@@ -48,7 +49,8 @@ def recipe(identity: str) -> tuple[str, tuple[str, ...]]:
     if not identity.isalnum() or not path.is_file():
         raise MergeError(f"No merge {identity} is known here: send its recipe to /merge again.")
     text = path.read_text(encoding="utf-8")
-    os.utime(path)  # it is in use
+    with suppress(OSError):  # others may remove it just now
+        os.utime(path)  # it is in use
     first = text.partition("\n")[0].removeprefix(COLUMNS)
     return text, tuple(json.loads(first))
 
