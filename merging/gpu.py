@@ -4,7 +4,7 @@ It knows ZeroGPU, and where in a process jobs are done; not how.
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,8 +13,8 @@ from typing import Any
 
 import spaces
 
-from merging import templates, trials
-from merging.chat import Reply
+from merging import readiness, templates, trials
+from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.job import (
     MERGED,
@@ -30,13 +30,15 @@ from merging.job import (
 )
 from merging.library import Library, budget, spare
 from merging.memory import SHARE
-from merging.merge import default_device
+from merging.merge import Progress, default_device
 from merging.plan import Plan
+from merging.sources import Local, open_source
 from merging.working import work
 
 __all__ = [
     "MERGED", "Asking", "Bill", "Event", "Job", "Merged", "Merging", "Place", "Sweeping", "bill",
     "granted", "merge_job", "place", "room", "run", "seconds",
+    "warm",
 ]  # fmt: skip
 
 ZERO_GPU = 48 * 10**9
@@ -57,7 +59,12 @@ class _Failed:
 
 
 def run(job: Job) -> Iterator[Event]:
-    """Do a job on the device. Raises MergeError; closing it stops the device within a token."""
+    """Do a job on the device. Raises MergeError; closing it stops the device within a token.
+
+    It waits until the start is over: a worker must not be forked in the middle of imports.
+    """
+    for what in readiness.waiting():
+        yield Progress(what, 0, 1, 0.0, 0.0, 0.0, "wait")
     try:
         with closing(_on_device(job)) as events:
             for event in _heeding(events, job.stops):
@@ -143,6 +150,20 @@ def _on_device(job: Job) -> Iterator[Event | _Failed]:
         yield _Failed(str(error))
 
 
+def warm(models: Iterable[str]) -> None:
+    """Have models of this machine say a token each, so that the first who asks need not wait.
+
+    Part of the start, for which jobs wait. It does nothing where each job costs a grant.
+    """
+    if granted():
+        return
+    places = tuple(place(s) for s in map(open_source, models) if isinstance(s, Local))
+    asked = {p.name: ({"role": "user", "content": "Hello"},) for p in places}
+    columns = {name: name for name in asked}
+    for _ in _on_device(Job(places, columns=columns, questions=(Question(asked, 1),))):
+        pass
+
+
 def granted() -> bool:
     """Whether each job costs its visitor a grant: what can be one job should be one there."""
     return bool(os.environ.get("SPACES_ZERO_GPU"))
@@ -155,6 +176,8 @@ def room() -> tuple[str, int, int]:
     """
     if granted():
         return "cuda", int(SHARE * ZERO_GPU), spare("cuda")
+    for _ in readiness.waiting():
+        pass
     library = _library()
     return library.device, library.budget, library.spare
 

@@ -53,6 +53,7 @@ def test_launch() -> None:
     assert LAUNCH["run_history"] is False
     assert not {"server_name", "server_port", "share"} & set(LAUNCH)
     assert LAUNCH["enable_monitoring"] is False  # which None would not be
+    assert LAUNCH["state_session_capacity"] <= 300
 
 
 def test_deploying_commands_are_hfs() -> None:

@@ -1,10 +1,10 @@
 """The page: which handler each event calls, and what launching it needs. No logic here."""
 
-import base64
-import binascii
+import asyncio
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.requests import Request
 
-from merging import gpu
+from merging import gpu, readiness
 from merging.sources import APP
 from merging.ui import (
     asking,
@@ -26,6 +26,7 @@ from merging.ui import (
     finding,
     keeping,
     look,
+    presenting,
     pricing,
     prompting,
     recalling,
@@ -39,9 +40,9 @@ from merging.ui.errors import Handler, Updates
 from merging.ui.layout import Page, layout
 from merging.ui.limits import OwnPage, RequestCap
 from merging.ui.routes import downloads
+from merging.ui.turn import in_turn
 from merging.ui.visit import PINNED
 from merging.ui.visitor import visitor
-from merging.yaml_text import MAX_BYTES
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LAUNCH: dict[str, Any] = {
@@ -52,6 +53,7 @@ LAUNCH: dict[str, Any] = {
     "ssr_mode": False,  # a second server in Node, of no use here
     "run_history": False,  # answers would stay in a shared browser
     "enable_monitoring": False,  # by default gradio tells everybody who asks how the app is used
+    "state_session_capacity": 300,  # gradio keeps 0.7 MB of each page, open or long closed
     "max_file_size": "1mb",
     "max_threads": 4 * ASKING["concurrency_limit"],  # each who asks holds one, and others come
     "app_kwargs": {
@@ -84,7 +86,7 @@ def build() -> gr.Blocks:
         _pricing(page)
         _remembering(blocks, page)
         endpoints(private)
-    blocks.queue(max_size=64, default_concurrency_limit=8)
+    blocks.queue(max_size=128, default_concurrency_limit=8)  # a class that opens the page at once
     return blocks
 
 
@@ -116,8 +118,11 @@ def _forming(page: Page) -> None:
         _on(control.input, choosing.change_form, page, form, {page.recipe, page.notes},
             queue=False, **last)  # fmt: skip
     space = os.environ.get("SPACE_ID", "")
-    say = f"(text) => window.playground.link(text, {json.dumps(space)})"
-    buttons["link"].click(None, [page.recipe], js=say)
+    say = f"(text) => window.playground.link(text, {json.dumps(space)}"
+    buttons["link"].click(None, [page.recipe], js=f"{say})")
+    fixing = _on(buttons["class-link"].click, presenting.share, page, {page.recipe, page.pins},
+                 {page.saved, page.recipe_status}, queue=False)  # fmt: skip
+    fixing.then(None, page.saved, js=f"(made) => made && ({say}, {{fixed: true}}))(made.text)")
     buttons["download"].click(None, [page.recipe], js="(text) => window.playground.download(text)")
 
 
@@ -152,17 +157,19 @@ def _finding(page: Page) -> None:
 def _running(page: Page) -> list[Any]:
     """Whatever reaches the device, and what stops it; returns the events that merge."""
     trying = _trying(page)
-    examined = _on(page.buttons["run-sheet"].click, examining.run, page, page.asking(),
+    run = in_turn("sheet_status", examining.run)
+    examined = _on(page.buttons["run-sheet"].click, run, page, page.asking(),
                    page.examined(), **ASKING, **_queued(page.sheet_status))  # fmt: skip
     merged = {page.progress, page.sanity, page.judged, page.pins, *page.answered()}
     past = {page.past, page.listing}
+    merge, recall = in_turn("progress", asking.merge), in_turn("past_status", recalling.chat)
     merging = [
-        _on(page.buttons["merge"].click, asking.merge, page, page.asking(), merged, **LIMIT,
+        _on(page.buttons["merge"].click, merge, page, page.asking(), merged, **LIMIT,
             **_queued(page.progress)),
-        _on(page.buttons["chat-past"].click, recalling.chat, page, {*page.asking(), *past},
+        _on(page.buttons["chat-past"].click, recall, page, {*page.asking(), *past},
             {page.past_status, *merged, *page.filled()}, **LIMIT, **_queued(page.past_status)),
     ]  # fmt: skip
-    trying.append(_on(page.buttons["pin-past"].click, recalling.pin, page,
+    trying.append(_on(page.buttons["pin-past"].click, in_turn("past_status", recalling.pin), page,
                       {*page.asking(), *past}, {page.past_status, *page.answered()}, **ASKING,
                       **_queued(page.past_status)))  # fmt: skip
     for each in merging:
@@ -185,22 +192,26 @@ def _trying(page: Page) -> list[Any]:
     chats = [column.chat for column in page.columns.values()]
     waiting = {**ASKING, **_queued(page.status, *chats)}
     device = {**waiting, **private}
-    ask = _handling(asking.ask, page)
+    put = partial(in_turn, "status")
+    ask = _handling(put(asking.ask), page)
     answering = gr.on(
         [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
     )
     example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
-    seeded = {page.seed, *page.answered()}
     trying = [
         answering,
         example.then(ask, page.asking(), page.answered(), **device),
-        _on(buttons["retry"].click, asking.retry, page, page.asking(), page.answered(), **waiting),
-        _on(buttons["new-seed"].click, asking.new_seed, page, page.asking(), seeded, **waiting),
     ]
+    for name, again, shown in (
+        ("retry", asking.retry, page.answered()),
+        ("new-seed", asking.new_seed, {page.seed, *page.answered()}),
+    ):
+        click = buttons[name].click
+        trying.append(_on(click, put(again), page, page.asking(), shown, **waiting))
     for slot, column in page.columns.items():
-        retry = partial(asking.retry_one, slot=slot)
-        alone = partial(asking.ask, slots=(slot,))
-        for name, handler in (("retry", retry), ("alone", alone)):
+        retry = put(partial(asking.retry_one, slot=slot))
+        ask_one = put(partial(asking.ask, slots=(slot,)))
+        for name, handler in (("retry", retry), ("alone", ask_one)):
             click = column.buttons[name].click
             trying.append(_on(click, handler, page, page.asking(), page.answered(), **waiting))
         edit = _editing(page, slot)
@@ -213,16 +224,16 @@ def _trying(page: Page) -> list[Any]:
 def _stopping(page: Page, trying: list[Any], merging: list[Any], examined: Any) -> None:
     """Whatever ends what is under way: all of it, the sheet, or one column."""
     buttons, drawn = page.buttons, {page.visit, page.follow}
-    at_once = {"api_visibility": "private", "queue": False}
+    settled = (page, {page.visit}, {page.status})
     stops = [*trying, *merging, examined]
     progressed = {page.progress, page.sanity, page.past_status, *page.answered()}
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
-        stopping = buttons[name].click(comparing.settle, None, None, cancels=what, **at_once)
+        stopping = _on(buttons[name].click, comparing.settle, *settled, cancels=what, queue=False)
         if name != "stop-sheet":
             _on(stopping.then, comparing.stop, page, {*drawn, page.sanity}, progressed,
                 queue=False)  # fmt: skip
         _on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
-    clearing = buttons["clear"].click(comparing.settle, None, None, cancels=trying, **at_once)
+    clearing = _on(buttons["clear"].click, comparing.settle, *settled, cancels=trying, queue=False)
     _on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
     one: dict[str | int, Any] = {slot: c.buttons["stop"] for slot, c in page.columns.items()}
     one |= {number: booth.stop for number, booth in enumerate(page.unnamed)}
@@ -302,7 +313,11 @@ def _deciding(page: Page) -> None:
     """Whatever looks into the merged model's answer."""
     shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status}
     quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-    looking = [_on(page.buttons["look-into"].click, deciding.look_into, page, page.asking(), shown,
+    look_into, choose = (
+        in_turn("looked_status", handler, waits=True)  # neither changes what was said
+        for handler in (deciding.look_into, deciding.choose)
+    )
+    looking = [_on(page.buttons["look-into"].click, look_into, page, page.asking(), shown,
                    **LIMIT)]  # fmt: skip
     asked = {page.visit, page.sheet, page.pins, page.looked_into, page.token}
 
@@ -310,23 +325,25 @@ def _deciding(page: Page) -> None:
         return int(at.index) + 1
 
     last = {**LIMIT, "trigger_mode": "always_last"}
-    looking.append(_on(page.token.input, deciding.choose, page, asked, shown, **last))
+    looking.append(_on(page.token.input, choose, page, asked, shown, **last))
     clicked = page.strip.select(place, None, page.token, **quick)
-    looking.append(_on(clicked.then, deciding.choose, page, asked, shown, **LIMIT))
+    looking.append(_on(clicked.then, choose, page, asked, shown, **LIMIT))
     stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
-    stopping = gr.on(stops, comparing.settle, None, None, cancels=looking, **quick)
+    stopping = _on(partial(gr.on, stops), comparing.settle, page, {page.visit}, {page.status},
+                   cancels=looking, queue=False)  # fmt: skip
     stopping.then(lambda: "", None, page.looked_status, **quick)  # what was seen before stays
 
 
 def _sweeping(page: Page) -> None:
     """Whatever merges again and again as a number moves."""
     quick, buttons = {"queue": False}, page.buttons
-    asked = {*page.sweeping(), page.pins, *page.options()}
-    swept = _on(buttons["run-sweep"].click, sweeping.run, page, asked, page.curve(), **ASKING,
+    asked = {*page.sweeping(), page.visit, page.pins, *page.options()}
+    run = in_turn("swept_status", sweeping.run)
+    swept = _on(buttons["run-sweep"].click, run, page, asked, page.curve(), **ASKING,
                 **_queued(page.swept_status))  # fmt: skip
     stops = [buttons[name].click for name in ("stop-sweep", "stop")]
-    stopping = gr.on(stops, comparing.settle, None, None, cancels=[swept], queue=False,
-                     api_visibility="private", show_progress="hidden")  # fmt: skip
+    stopping = _on(partial(gr.on, stops), comparing.settle, page, {page.visit}, {page.status},
+                   cancels=[swept], **quick)  # fmt: skip
     _on(stopping.then, sweeping.stop, page, {page.swept}, page.curve(), **quick)
     ranged = {page.knob, page.low, page.high}
     offered = {"trigger_mode": "always_last", **quick}
@@ -406,34 +423,35 @@ def _remembering(blocks: gr.Blocks, page: Page) -> None:
     """Form and recipe survive a reload; a link only fills the form."""
 
     def restore(values: Any, login: gr.OAuthToken | None, request: gr.Request) -> Iterator[Any]:
-        kept = values[page.kept] or {}
-        text = _linked(request) or kept.get("recipe") or page.presets[0].text
         who = visitor(page.private(request), login)
-        yield from choosing.restore(page, who, text, kept.get("options") or [])
+        yield from presenting.restore(page, who, values, request)
+
+    def remember(values: Any, request: gr.Request) -> Any:
+        return presenting.remembered(page, values, request)
 
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
-    loaded = blocks.load(restore, {page.kept}, {*page.filled(), *page.options()}, **hidden)
+    blocks.load(_starting, None, page.starting, concurrency_limit=None, **hidden)
+    loaded = blocks.load(restore, {page.kept}, {*page.unlocked(), *page.options()}, **hidden)
     loaded.then(None, js="() => window.playground.forget()")  # else a reload would undo edits
     # by itself and whole: gradio spoils a table that a handler's later updates leave out
     blocks.load(lambda kept: (kept or {}).get("rows") or gr.skip(), page.kept, page.rows,
                 queue=False, **hidden)  # fmt: skip
     watched = [page.recipe, page.rows, *page.options()]
     gr.on(
-        [part.change for part in watched],
-        lambda text, rows, *values: {"recipe": text, "rows": rows, "options": list(values)},
-        watched, page.kept, queue=False, trigger_mode="always_last", **hidden,
+        [part.change for part in watched], remember, {*watched, page.kept}, page.kept,
+        queue=False, trigger_mode="always_last", **hidden,
     )  # fmt: skip
+    own, forget = page.buttons["own"], "() => window.playground.forget(true)"
+    own.click(None, js=forget)
+    _on(own.click, presenting.own, page, {page.recipe, page.kept}, {*page.unlocked(), page.kept})
 
 
-def _linked(request: gr.Request) -> str | None:
-    """The recipe in the page's address, if there is a readable one."""
-    code = request.query_params.get("recipe", "")
-    if not code or len(code) > 2 * MAX_BYTES:
-        return None
-    try:
-        return base64.urlsafe_b64decode(code + "=" * (-len(code) % 4)).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError):
-        return None
+async def _starting() -> AsyncIterator[str]:
+    """What the app is still doing before it can work at full speed; no thread waits for it."""
+    while what := readiness.doing():
+        yield look.hint(f"Getting ready: {what} …")
+        await asyncio.sleep(readiness.EVERY)
+    yield ""
 
 
 def _on(
@@ -447,10 +465,14 @@ def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
     """What gradio calls when a question in a column has been edited."""
 
     def edited(
-        values: Any, at: gr.EditData, login: gr.OAuthToken | None, request: gr.Request
+        values: Any,
+        at: gr.EditData,
+        login: gr.OAuthToken | None,
+        profile: gr.OAuthProfile | None,
+        request: gr.Request,
     ) -> Iterator[Updates]:
         change = partial(asking.edit, slot=slot, place=at.index, text=at.value)
-        yield from _handling(change, page)(values, login, request)
+        yield from _handling(in_turn("status", change), page)(values, login, profile, request)
 
     return edited
 
@@ -458,8 +480,12 @@ def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
 def _handling(handler: Handler, page: Page) -> Callable[..., Iterator[Updates]]:
     """A handler as gradio calls it: with the inputs' values, and the visitor's login if any."""
 
-    def handle(values: Any, login: gr.OAuthToken | None, request: gr.Request) -> Iterator[Updates]:
+    def handle(
+        values: Any, login: gr.OAuthToken | None, profile: gr.OAuthProfile | None,
+        request: gr.Request,
+    ) -> Iterator[Updates]:  # fmt: skip
         who = visitor(page.private(request), login, values.get(page.pins))
-        yield from handler(page, who, values)
+        account, session = profile.username if profile else "", request.session_hash or ""
+        yield from handler(page, replace(who, session=session, account=account), values)
 
     return handle

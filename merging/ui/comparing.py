@@ -22,9 +22,11 @@ SETTLING = 0.3
 """Seconds: answers are shown every 0.08."""
 
 
-def settle() -> None:
+def settle(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Leave what is just being cancelled the time to write down how far it came."""
+    page.pending.stop(visitor)
     time.sleep(SETTLING)
+    yield {page.status: gr.skip()}
 
 
 def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:

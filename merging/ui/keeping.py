@@ -42,7 +42,7 @@ def make_files(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates
         raise MergeError(f"{closed} is not open to all: what is made of it can only be pushed.")
     folder = kept.files(made.identity)
     if not folder.is_dir():
-        kept.make_room()
+        kept.make_room(decided.size)
         with hub.using(made.pins.values()):
             here = yield from followed(page, fetched(decided, token=visitor.token), "kept_status")
             samples: Samples = {}

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from merging.ui.jobs import Made
 
 COLUMNS = "# columns: "
+RECIPES = 5000
+"""That are kept, a thousand bytes each; the least recently used go first."""
 AT_MOST = 4
 """Merges whose files are kept; the least recently used goes first."""
 IN_USE = 600
@@ -39,6 +42,8 @@ def keep(made: "Made") -> None:
     draft = folder / f"{made.identity}.{uuid4().hex}.draft"  # others may press Merge just now
     draft.write_text(f"{COLUMNS}{json.dumps(made.columns)}\n{made.recipe}", encoding="utf-8")
     draft.replace(folder / f"{made.identity}.yaml")
+    for path in _oldest_first(folder)[:-RECIPES]:
+        path.unlink(missing_ok=True)
 
 
 def recipe(identity: str) -> tuple[str, tuple[str, ...]]:
@@ -47,6 +52,8 @@ def recipe(identity: str) -> tuple[str, tuple[str, ...]]:
     if not identity.isalnum() or not path.is_file():
         raise MergeError(f"No merge {identity} is known here: send its recipe to /merge again.")
     text = path.read_text(encoding="utf-8")
+    with suppress(OSError):  # others may remove it just now
+        os.utime(path)  # it is in use
     first = text.partition("\n")[0].removeprefix(COLUMNS)
     return text, tuple(json.loads(first))
 
@@ -66,14 +73,36 @@ def at_hand(identity: str) -> str:
     return str(folder)
 
 
-def make_room() -> None:
-    """Remove the files of merges that are beyond what is kept, and what killed runs left."""
+def make_room(size: int) -> None:
+    """Before so many bytes are written, remove files of merges beyond what is kept, and as many as
+    the disk lacks room for. What killed runs left counts as well, and may yet be gone on with.
+    """
     folder = home() / "merges"
     folder.mkdir(parents=True, exist_ok=True)
-    found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found[AT_MOST - 1 :]:
-        if time.time() - path.stat().st_mtime > IN_USE:
+    found = _oldest_first(folder)
+    for number, path in enumerate(found):
+        beyond = len(found) - number >= AT_MOST or shutil.disk_usage(folder).free < size
+        if beyond and time.time() - _used(path) > IN_USE:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def clean() -> None:
+    """Remove what a killed app left of recipes, at the start; another app may write some now."""
+    for path in (home() / "recipes").glob("*.draft"):
+        if time.time() - _used(path) > IN_USE:
+            path.unlink(missing_ok=True)
+
+
+def _oldest_first(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir(), key=_used)
+
+
+def _used(path: Path) -> float:
+    """When it was last used; others may remove it just now."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def zipped(folder: Path) -> Iterator[bytes]:

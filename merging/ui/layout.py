@@ -15,6 +15,7 @@ from merging.ui import look, panels
 from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column
 from merging.ui.form import Form
 from merging.ui.panels import Frame, small
+from merging.ui.pending import Pending
 from merging.ui.presets import Preset, presets
 from merging.ui.visit import PINNED, Visit
 
@@ -31,11 +32,12 @@ SAVING = {
 class Page:
     """Every component that an event reads or writes.
 
-    `private`: whether only this machine's own user can open the page; `pins` are the commits at
-    which models were checked.
+    `private`: whether only this machine's own user can open the page; `pending`: who has asked for
+    something; `pins` are the commits at which models were checked.
     """
 
     private: Callable[[gr.Request], bool]
+    pending: Pending
     presets: tuple[Preset, ...]
     preset: gr.Radio
     why: gr.HTML
@@ -106,6 +108,8 @@ class Page:
     frames: tuple[Frame, ...]
     drawn: gr.State
     recipe: gr.Code
+    fixed: gr.Row
+    starting: gr.HTML
     recipe_status: gr.HTML
     past_box: gr.Accordion
     listing: gr.Radio
@@ -169,6 +173,14 @@ class Page:
         texts = {self.recipe, self.preset, self.recipe_status, self.why, self.examples}
         return {*self.form.outputs(), *heads, *texts, *self.checked()}
 
+    def unlocked(self) -> set[Any]:
+        """Outputs of whatever switches the form on or off."""
+        return {*self.filled(), self.fixed, *self.changing()}
+
+    def changing(self) -> set[gr.Button]:
+        """Buttons that change the recipe."""
+        return {self.buttons[name] for name in ("swap", "use", "chat-past", "use-value")}
+
     def checked(self) -> set[Any]:
         """Outputs of whatever checks a recipe."""
         return {self.notes, self.pins, self.bill}
@@ -184,11 +196,12 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
             gr.LoginButton(
                 "Sign in", icon=None, size="sm", scale=0, min_width=120, elem_id="sign-in"
             )
+    parts = {"starting": gr.HTML(elem_id="starting"), "fixed": panels.fixed(buttons)}
     with gr.Row(elem_classes=["cards"]):
         with gr.Column(elem_classes=["card"], min_width=320):
-            parts, pickers = _choose(known, buttons)
+            chosen, pickers = _choose(known, buttons)
         with gr.Column(elem_classes=["card"], min_width=320):
-            parts |= _merge(pickers, buttons)
+            parts |= chosen | _merge(pickers, buttons)
     parts |= panels.stepping()
     with gr.Column(elem_classes=["card"], elem_id="chat"):
         parts |= _chat(known[0], buttons)
@@ -207,7 +220,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
         for empty, what in (({}, ""), ([], "-history"))
     )
     return Page(
-        private=private, presets=known, buttons=buttons, visit=gr.State(Visit()),
+        private=private, pending=Pending(), presets=known, buttons=buttons, visit=gr.State(Visit()),
         pins=gr.State({}), kept=kept, past=past, **parts,
     )  # fmt: skip
 
@@ -342,6 +355,7 @@ def _recipe(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
     with gr.Row(elem_classes=["tools"]):
         buttons["use"] = small("use", "Use this recipe")
         buttons["link"] = small("link", "Copy link")
+        buttons["class-link"] = small("class-link", "Copy link for a class")
         buttons["download"] = small("download", "Download")
     return {"recipe": recipe, "recipe_status": gr.HTML(elem_id="recipe-status")}
 

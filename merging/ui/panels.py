@@ -1,4 +1,6 @@
-"""What lies folded beneath merge and chat: each panel's components, by their names in the Page."""
+"""What is folded beneath merge and chat, or seen now and then: each panel's components, by their
+names in `layout.Page`.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +42,14 @@ def stepping() -> dict[str, Any]:
         "tensor": tensor, "first_row": row, "first_column": column, "steps_status": status,
         "steps": steps, "steps_shown": gr.State(((), "", ())),
     }  # fmt: skip
+
+
+def fixed(buttons: dict[str, gr.Button]) -> gr.Row:
+    """What is said while a presenter has fixed the recipe, above all else."""
+    with gr.Row(visible=False, elem_id="fixed", elem_classes=["tools"]) as row:
+        gr.HTML(look.hint("This recipe is fixed for all: press Merge, and ask below."))
+        buttons["own"] = small("own", "Make my own copy")
+    return row
 
 
 def deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:

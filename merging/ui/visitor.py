@@ -17,12 +17,20 @@ from merging.sources import Source, open_source
 class Visitor:
     """`token` may read what the visitor may; `folders`: whether local ones may be named.
 
-    `pins` are the commits at which models were checked, by their names as written.
+    `pins` are the commits at which models were checked, by their names as written. `session` is the
+    page's, `account` who signed in there.
     """
 
     token: hub.Token = field(default=False, repr=False)
     folders: bool = False
     pins: Mapping[str, str] = field(default_factory=dict)
+    session: str = ""
+    account: str = ""
+
+    @property
+    def person(self) -> str:
+        """Whose requests take turns: an account's in all its tabs, or else a session's."""
+        return f"account {self.account}" if self.account else f"session {self.session}"
 
     def find(self, name: str) -> Source:
         """A model, checked anew for this visitor. Raises MergeError, like `open_source`."""

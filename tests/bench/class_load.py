@@ -1,6 +1,7 @@
 """A class at work on one app: many clients merge and ask at once; knows the endpoints, no page.
 
     python tests/bench/class_load.py [--clients 30] [--merges 500] [--questions 2000]
+                                     [--picture assets/class.svg]
 
 The app is started on the embedded models. Beforehand one client alone makes every merge and puts
 every question, so that it is known what must come: the answers of the parents and of each merge to
@@ -9,7 +10,7 @@ all begin together, each with merges and questions drawn for it.
 
 Printed: requests answered, refused and answered otherwise than alone (another's merge, or another's
 question); seconds to the first word of an answer, median and 95th percentile; merges and answers a
-minute; and the app's memory, that of no file, at ten moments on the way.
+minute; and the app's memory, that of no file, at ten moments on the way, and as a picture.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anyw
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from tests.bench.drawing import drawing
 from tests.slow.memory import anonymous
 from tests.ui.models import TIES
 from tests.ui.running import App, connected, running
@@ -118,14 +120,22 @@ def watched(app: App, threads: Sequence[threading.Thread]) -> Iterator[tuple[flo
         time.sleep(1)
 
 
-def report(name: str, counts: Counts, seconds: float) -> None:
+HEADS = (
+    "clients", "merges", "answers", "refused", "wrong", "first word s", "95 % s", "merges/min",
+    "answers/min",
+)  # fmt: skip
+
+
+def report(clients: int, counts: Counts, seconds: float) -> list[object]:
+    """A row of the table, printed as well."""
     late = quantiles(counts.firsts, n=20)[-1] if len(counts.firsts) > 1 else 0.0
     cells = [
-        name, counts.merges, counts.answers, len(counts.refused), counts.wrong,
+        clients, counts.merges, counts.answers, len(counts.refused), counts.wrong,
         f"{median(counts.firsts):.2f}", f"{late:.2f}",
         f"{60 * counts.merges / seconds:.0f}", f"{60 * counts.answers / seconds:.0f}",
     ]  # fmt: skip
-    print(f"| {' | '.join(map(str, cells))} |")
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    return cells
 
 
 def measure(
@@ -150,20 +160,24 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--merges", type=int, default=500, help="of all clients together")
     parser.add_argument("--questions", type=int, default=2000, help="of all clients together")
+    parser.add_argument("--picture", type=Path, help="an SVG to draw the memory into")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as home, running(Path(home)) as app:
         _, known = alone(app)
-        print("| clients | merges | answers | refused | wrong | first word s | 95 % s | merges/min "
-              "| answers/min |", f"|{' --- |' * 9}", sep="\n")  # fmt: skip
+        print(f"| {' | '.join(HEADS)} |", f"|{' --- |' * len(HEADS)}", sep="\n")
         single, seconds, _ = measure(app, 1, 10, 40, known)
-        report("1", single, seconds)
+        rows = [HEADS, report(1, single, seconds)]
         many, seconds, curve = measure(app, given.clients, given.merges, given.questions, known)
-        report(str(given.clients), many, seconds)
+        rows.append(report(given.clients, many, seconds))
         print("\nMemory:", ", ".join(
             f"{size / 1e6:.0f} MB at {at:.0f} s" for at, size in curve[:: max(1, len(curve) // 10)]
         ))  # fmt: skip
         for said in sorted(set(many.refused)):
             print("refused:", said)
+    if given.picture:
+        title = f"Memory of the app while {given.clients} clients merge and ask at once"
+        shown = [(at, size / 1e6) for at, size in curve if size]
+        given.picture.write_text(drawing(title, shown, rows), encoding="utf-8")
     return 1 if many.refused or many.wrong else 0
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
+START = 120_000
+"""Milliseconds for an app to be ready; the page answers well before."""
 DONE = re.compile(r"Merged in|found again")
 SCORED = re.compile(r"\d+ answers in")
 ENDED = re.compile(r"\d+ tokens · |too long|no words")
@@ -27,8 +29,8 @@ class Playground:
         return self.page.locator(f"#{id}")
 
     def ready(self) -> Playground:
-        """Wait until the form is filled and its recipe checked."""
-        self.part("notes").locator("li").first.wait_for()
+        """Wait until the form is filled and its recipe checked: the last that a start brings."""
+        self.part("notes").locator("li").first.wait_for(timeout=START)
         return self
 
     def stats(self, slot: str) -> Locator:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, expect
 
 from tests.hub import LocalHub
-from tests.ui.models import DEMO, NAMES, TIES
+from tests.ui.models import DEMO, NAMES, TIES, talkative
 from tests.ui.playground import Playground
 from tests.ui.running import App, connected, running
 
 SECRET, CLOSED = "org/secret", "org/closed"
 TOKEN = "hf_alice_3f81"
+SUM = "What is 38 + 27?"
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +168,26 @@ def test_no_token_is_left_anywhere(hub: LocalHub, space: App, door: Door) -> Non
     sent = {seen.token for seen in hub.requests("/(api|resolve)/")}
     assert TOKEN in sent
     assert "hf_owner" not in sent
+
+
+def test_an_accounts_tabs_take_turns(hub: LocalHub, space: App, door: Door, tmp_path: Path) -> None:
+    """What is asked in a second tab waits for the first one's answer, or its end, and says so; who
+    is nobody's account waits for nobody."""
+    text = recipe("org/long-a", "org/long-b").replace("org/base", "org/long-base")
+    for name, folder in talkative(tmp_path).items():
+        hub.add(f"org/long-{name}", folder)
+    left, stranger = door("alice"), door("bob")
+    right = Playground(left.page.context.new_page())
+    code = base64.urlsafe_b64encode(TIES.encode()).decode()
+    right.page.goto(f"{space.url}/?recipe={code}")
+    right.ready().part("question").locator("textarea").fill(SUM)
+    left.ramble(text, SUM)
+    right.part("ask").click()
+    expect(right.part("status")).to_contain_text("Another request of yours comes first")
+    stranger.ask(SUM, ("a", "b"))
+    left.part("stop").click()
+    right.finished(("a", "b"))
+    assert right.answers("a") == ["65"]
 
 
 def test_public_models_need_no_login(door: Door) -> None:

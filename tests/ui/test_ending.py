@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from merging import Recipe, plan
 from tests.ui.models import TIES
 from tests.ui.running import connected, running
 
 SUM = "What is 38 + 27?"
+OTHER = TIES.replace("lambda: 1.0", "lambda: 0.9")
+"""Just being merged, or about to be."""
 
 
 def children(process: int) -> list[int]:
@@ -29,11 +32,11 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_ended_in_the_middle_of_an_answer(
+def test_ended_in_the_middle_of_an_answer_and_a_merge(
     tmp_path: Path, long_recipe: str, how: signal.Signals
 ) -> None:
-    """It is gone within seconds with its helpers, leaves nothing half written, and a merge's id
-    still brings the merge back."""
+    """It is gone within seconds with its helpers, leaves nothing half written, and a merge's id, or
+    the recipe that a link carries, still brings the merge back."""
     with running(tmp_path) as app, connected(app) as client:
         made = client.predict(TIES, api_name="/merge")["merge"]
         said = client.predict(made, SUM, 8, api_name="/chat")
@@ -43,13 +46,17 @@ def test_ended_in_the_middle_of_an_answer(
             time.sleep(0.1)
         helpers = children(app.process.pid)
         assert helpers
+        client.submit(OTHER, api_name="/merge")
         app.process.send_signal(how)
         app.process.wait(10)
         end = time.monotonic() + 10
         while any(map(alive, helpers)) and time.monotonic() < end:
             time.sleep(0.1)
         assert not any(map(alive, helpers))
-    left = [path.name for path in (tmp_path / "merging").rglob("*") if path.is_file()]
-    assert sorted(left) == sorted([f"{made}.yaml", f"{long}.yaml"])
+    left = {path.name for path in (tmp_path / "merging").rglob("*") if path.is_file()}
+    other = plan(Recipe.from_yaml(OTHER)).identity
+    assert {n for n in left if not n.startswith(other)} == {f"{made}.yaml", f"{long}.yaml"}
     with running(tmp_path) as app, connected(app) as client:
         assert client.predict(made, SUM, 8, api_name="/chat") == said
+        assert client.predict(TIES, api_name="/merge")["merge"] == made
+        assert client.predict(OTHER, api_name="/merge")["merge"] == other

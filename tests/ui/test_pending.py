@@ -1,0 +1,83 @@
+"""One request a person at a time: who is refused, who waits, and whose turn comes when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from merging.errors import MergeError
+from merging.ui import turn
+from merging.ui.errors import Updates
+from merging.ui.pending import Pending
+from merging.ui.sheet import Sheet
+from merging.ui.visit import Visit
+from merging.ui.visitor import Visitor
+
+ONE, OTHER = (Visitor(session=session) for session in ("one", "other"))
+TABS = [Visitor(session=session, account="alice") for session in ("left", "right", "third")]
+
+
+def test_strangers_do_not_wait_for_each_other() -> None:
+    pending = Pending()
+    with pending.request(ONE, waits=False) as first, pending.request(OTHER, waits=False) as second:
+        assert not first() and not second()
+    assert not pending.requests
+
+
+def test_a_pages_second_request_is_refused() -> None:
+    """Not so one that changes nothing of the page: it waits, as does one after a Stop."""
+    pending = Pending()
+    with pending.request(ONE, waits=False):
+        with pytest.raises(MergeError, match="press Stop"), pending.request(ONE, waits=False):
+            pass
+        with pending.request(ONE, waits=True) as others:
+            assert others()
+        pending.stop(ONE)
+        with pending.request(ONE, waits=False) as others:
+            assert not others()
+    assert not pending.requests
+
+
+def test_tabs_of_an_account_take_turns() -> None:
+    """In the order in which they asked, whichever way the one before them ends."""
+    pending, stacks = Pending(), [ExitStack() for _ in TABS]
+    others = [
+        stack.enter_context(pending.request(tab, waits=False))
+        for stack, tab in zip(stacks, TABS, strict=True)
+    ]
+    assert [waits() for waits in others] == [False, True, True]
+    stacks[0].close()
+    assert [waits() for waits in others[1:]] == [False, True]
+    pending.stop(TABS[1])
+    assert not others[2]()
+    stacks[2].close()
+    stacks[1].close()
+    assert not pending.requests
+
+
+def page() -> Any:
+    return SimpleNamespace(pending=Pending(), visit="visit", sheet="sheet", status="status")
+
+
+def test_a_handler_begins_when_its_turn_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of it stands where the request was made; a closed one leaves its place."""
+    monkeypatch.setattr(turn, "EVERY", 0.0)
+
+    def handler(_page: Any, visitor: Visitor, _values: Any) -> Iterator[Updates]:
+        yield {"status": f"begun {visitor.session}"}
+        yield {"status": f"ended {visitor.session}"}
+
+    begun, at = turn.in_turn("status", handler), page()
+    values = {"visit": Visit(), "sheet": Sheet()}
+    left, right = (cast("Any", begun(at, tab, values)) for tab in TABS[:2])
+    assert next(left) == {"status": "begun left"}
+    for _ in range(3):
+        assert "comes first" in next(right)["status"]
+    assert "press Stop" in next(begun(at, TABS[0], values))["status"]
+    left.close()
+    assert [*right] == [{"status": "begun right"}, {"status": "ended right"}]
+    assert not at.pending.requests

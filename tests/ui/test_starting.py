@@ -1,0 +1,77 @@
+"""The page answers before the models' code is there, says so, and lets who asks wait for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from merging import readiness
+from tests.ui.playground import Playground
+from tests.ui.running import App, running
+
+HEAVY = ("transformers.modeling_utils", "transformers.models.llama.modeling_llama", "accelerate")
+"""What models need and the page does not: seconds of imports."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("unready")
+
+
+@pytest.fixture(scope="module")
+def unready(home: Path) -> Iterator[App]:
+    """An app whose start goes on until the file `ready` is there."""
+    files = {"READY": str(home / "ready"), "SEEN": str(home / "seen")}
+    with running(home, ("-m", "tests.ui.unready"), **files) as app:
+        yield app
+
+
+def test_answers_before_the_models_code_is_there(unready: App, home: Path) -> None:
+    """What comes between the imports and the first answer is little beside them."""
+    used = unready.processor_seconds()  # it has answered, with the start still under way
+    seen = json.loads((home / "seen").read_text())
+    assert not {*HEAVY} & {*seen["modules"]}
+    assert seen["built"] < seen["imports"] / 2
+    assert used < 2 * seen["imports"]
+
+
+@pytest.mark.browser
+def test_the_state_is_shown_and_requests_wait(unready: App, home: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(unready.url)
+    playground = Playground(page)
+    expect(playground.part("starting")).to_contain_text("Getting ready: the test")
+    playground.send("What is 38 + 27?")
+    expect(playground.part("status")).to_contain_text("Waiting for the test")
+    (home / "ready").touch()
+    playground.finished(("a", "b"))
+    assert playground.answers("a") == ["65"]
+    expect(playground.part("starting")).not_to_contain_text("Getting")
+    playground.merge()
+    page.close()
+
+
+def test_steps_come_one_after_the_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever waits is told which is under way; one that fails is logged, and ends no other."""
+    go, done = threading.Event(), []
+
+    def fail() -> None:
+        raise OSError("no disk")
+
+    assert (readiness.doing(), list(readiness.waiting())) == ("", [])
+    with caplog.at_level(logging.ERROR):
+        readiness.start({"one": go.wait, "two": fail, "three": lambda: done.append(3)})
+        for told in readiness.waiting():
+            assert told in ("one", "two", "three")
+            if told == "one":
+                assert not done
+                go.set()
+    assert done == [3] and go.is_set()
+    assert (readiness.doing(), list(readiness.waiting())) == ("", [])
+    assert "two" in caplog.text and "no disk" in caplog.text
