@@ -337,7 +337,7 @@ def _deciding(page: Page) -> None:
 def _sweeping(page: Page) -> None:
     """Whatever merges again and again as a number moves."""
     quick, buttons = {"queue": False}, page.buttons
-    asked = {*page.sweeping(), page.visit, page.pins, *page.options()}
+    asked = {*page.sweeping(), page.visit, page.sheet, page.pins, *page.options()}
     run = in_turn("swept_status", sweeping.run)
     swept = _on(buttons["run-sweep"].click, run, page, asked, page.curve(), **ASKING,
                 **_queued(page.swept_status))  # fmt: skip
