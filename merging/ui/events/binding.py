@@ -1,0 +1,41 @@
+"""How an event reaches a handler of the page, and who is asking there; it knows no handler."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from merging.ui.errors import Handler, Updates
+from merging.ui.layout import Page
+from merging.ui.visitor import visitor
+
+
+def on(
+    trigger: Any, handler: Handler, page: Page, inputs: set[Any], outputs: set[Any], **options: Any
+) -> Any:
+    """Have a trigger call a handler: no named endpoint, and no progress of gradio's unless told."""
+    options = {"show_progress": "hidden", "api_visibility": "private"} | options
+    return trigger(handling(handler, page), inputs, outputs, **options)
+
+
+def queued(*where: Any) -> dict[str, Any]:
+    """While an event waits for its turn, its place in the queue and gradio's guess of the wait.
+
+    Chats among these are not edited meanwhile; the style hides it there.
+    """
+    return {"show_progress": "minimal", "show_progress_on": [*where]}
+
+
+def handling(handler: Handler, page: Page) -> Callable[..., Iterator[Updates]]:
+    """A handler as gradio calls it: with the inputs' values, and the visitor's login if any."""
+
+    def handle(
+        values: Any, login: gr.OAuthToken | None, profile: gr.OAuthProfile | None,
+        request: gr.Request,
+    ) -> Iterator[Updates]:  # fmt: skip
+        who = visitor(page.private(request), login, values.get(page.pins))
+        account, session = profile.username if profile else "", request.session_hash or ""
+        yield from handler(page, replace(who, session=session, account=account), values)
+
+    return handle

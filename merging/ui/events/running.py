@@ -1,0 +1,123 @@
+"""Events that merge and ask, what stops them, and what follows a merge."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from merging.ui import asking, checking, comparing, drawing, examining, keeping, recalling
+from merging.ui.api import ASKING, LIMIT
+from merging.ui.errors import Updates
+from merging.ui.events.binding import handling, on, queued
+from merging.ui.layout import Page
+from merging.ui.turn import in_turn
+
+
+def running(page: Page) -> list[Any]:
+    """Whatever reaches the device, and what stops it; returns the events that merge."""
+    trying = _trying(page)
+    run = in_turn("sheet_status", examining.run)
+    examined = on(page.buttons["run-sheet"].click, run, page, page.asking(),
+                   page.examined(), **ASKING, **queued(page.sheet_status))  # fmt: skip
+    merged = {page.progress, page.sanity, page.judged, page.pins, *page.answered()}
+    past = {page.past, page.listing}
+    merge, recall = in_turn("progress", asking.merge), in_turn("past_status", recalling.chat)
+    merging = [
+        on(page.buttons["merge"].click, merge, page, page.asking(), merged, **LIMIT,
+            **queued(page.progress)),
+        on(page.buttons["chat-past"].click, recall, page, {*page.asking(), *past},
+            {page.past_status, *merged, *page.filled()}, **LIMIT, **queued(page.past_status)),
+    ]  # fmt: skip
+    trying.append(on(page.buttons["pin-past"].click, in_turn("past_status", recalling.pin), page,
+                      {*page.asking(), *past}, {page.past_status, *page.answered()}, **ASKING,
+                      **queued(page.past_status)))  # fmt: skip
+    for each in merging:
+        _merged(page, each)
+    _stopping(page, trying, merging, examined)
+    return merging
+
+
+def _trying(page: Page) -> list[Any]:
+    """Whatever puts a question to columns."""
+    buttons, private = page.buttons, {"api_visibility": "private"}
+    chats = [column.chat for column in page.columns.values()]
+    waiting = {**ASKING, **queued(page.status, *chats)}
+    device = {**waiting, **private}
+    put = partial(in_turn, "status")
+    ask = handling(put(asking.ask), page)
+    answering = gr.on(
+        [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
+    )
+    example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
+    trying = [
+        answering,
+        example.then(ask, page.asking(), page.answered(), **device),
+    ]
+    for name, again, shown in (
+        ("retry", asking.retry, page.answered()),
+        ("new-seed", asking.new_seed, {page.seed, *page.answered()}),
+    ):
+        click = buttons[name].click
+        trying.append(on(click, put(again), page, page.asking(), shown, **waiting))
+    for slot, column in page.columns.items():
+        retry = put(partial(asking.retry_one, slot=slot))
+        ask_one = put(partial(asking.ask, slots=(slot,)))
+        for name, handler in (("retry", retry), ("alone", ask_one)):
+            click = column.buttons[name].click
+            trying.append(on(click, handler, page, page.asking(), page.answered(), **waiting))
+        edit = _editing(page, slot)
+        trying.append(column.chat.edit(edit, page.asking(), page.answered(), **device))
+    for trigger in (buttons["ask"].click, page.question.submit):
+        on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
+    return trying
+
+
+def _stopping(page: Page, trying: list[Any], merging: list[Any], examined: Any) -> None:
+    """Whatever ends what is under way: all of it, the sheet, or one column."""
+    buttons, drawn = page.buttons, {page.visit, page.follow}
+    settled = (page, {page.visit}, {page.status})
+    stops = [*trying, *merging, examined]
+    progressed = {page.progress, page.sanity, page.past_status, *page.answered()}
+    for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
+        stopping = on(buttons[name].click, comparing.settle, *settled, cancels=what, queue=False)
+        if name != "stop-sheet":
+            on(stopping.then, comparing.stop, page, {*drawn, page.sanity}, progressed,
+                queue=False)  # fmt: skip
+        on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
+    clearing = on(buttons["clear"].click, comparing.settle, *settled, cancels=trying, queue=False)
+    on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
+    one: dict[str | int, Any] = {slot: c.buttons["stop"] for slot, c in page.columns.items()}
+    one |= {number: booth.stop for number, booth in enumerate(page.unnamed)}
+    for which, button in one.items():
+        handler = partial(comparing.stop_one, column=which)
+        on(button.click, handler, page, {page.visit}, {page.status}, queue=False)
+
+
+def _merged(page: Page, merging: Any) -> None:
+    """Whatever follows a merge. The next one need not wait for the check of this one."""
+    on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
+    noted = on(merging.then, recalling.note, page, {page.visit, page.past}, {page.past},
+                queue=False)  # fmt: skip
+    on(merging.then, drawing.draw, page, {page.visit, page.drawn}, page.pictures(),
+        queue=False)  # fmt: skip
+    judging = on(noted.then, checking.check, page, {page.visit, page.pins, page.sanity},
+                  {page.judged, page.sanity}, **LIMIT)  # fmt: skip
+    on(judging.then, recalling.judge, page, {page.judged, page.past}, {page.past}, queue=False)
+    on(judging.then, checking.show, page, {page.visit, page.judged}, {page.sanity}, queue=False)
+
+
+def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
+    """What gradio calls when a question in a column has been edited."""
+
+    def edited(
+        values: Any,
+        at: gr.EditData,
+        login: gr.OAuthToken | None,
+        profile: gr.OAuthProfile | None,
+        request: gr.Request,
+    ) -> Iterator[Updates]:
+        change = partial(asking.edit, slot=slot, place=at.index, text=at.value)
+        yield from handling(in_turn("status", change), page)(values, login, profile, request)
+
+    return edited
