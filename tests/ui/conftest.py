@@ -18,6 +18,14 @@ PATIENCE = 30_000
 expect.set_options(timeout=PATIENCE)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What fails in a browser is tried once more, and counted as a rerun: app, browser and test
+    share the cores, and one of them may come late once."""
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.fixture(scope="session")
 def local_hub() -> Iterator[LocalHub]:
     """A Hub that has the demo models as `org/base`, `org/a` and `org/b`."""
