@@ -50,11 +50,14 @@ def size(tensors: Mapping[str, int]) -> Size:
     Size(whole=12, least=9)
     """
     blocks: Counter[int | str] = Counter()
+    first = 0
     for name, count in tensors.items():
         number = layer(name)
-        blocks[name if number is None else number] += count
-    first = sum(count for name, count in tensors.items() if before_layers(name))
-    return Size(blocks.total(), first + max(blocks.values(), default=0))
+        if number is None and before_layers(name):
+            first += count
+        else:
+            blocks[name if number is None else number] += count
+    return Size(first + blocks.total(), first + max(blocks.values(), default=0))
 
 
 def ways(merges: Sequence[Size], parents: Sequence[Size], room: int, spare: int) -> tuple[str, ...]:

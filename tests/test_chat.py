@@ -25,6 +25,7 @@ from merging.chat import (
     Reply,
     _prompt,
     answer,
+    prompt,
 )
 from merging.errors import MergeError
 from merging.formats import FORMATS
@@ -226,6 +227,7 @@ def test_who_waits_long_hears_something(
     """A column that says nothing for a while gives its last reply again, so that a page which has
     gone is noticed."""
     monkeypatch.setattr(chat, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(chat, "prompt", lambda *given: time.sleep(0.2) or prompt(*given))
     replies = list(answer(Question({"a": said(PROMPTS[0])}, 20), {"a": talkers["a"]}))
     tokens = [reply.tokens for reply in replies]
     assert tokens == sorted(tokens)
