@@ -19,7 +19,7 @@ from merging.ui import blind, jobs, kept, look, showing
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.transcript import Exchange
 from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor

@@ -14,7 +14,7 @@ from merging.sanity import Verdict
 from merging.ui import jobs, look
 from merging.ui.asking import followed
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
 

@@ -15,7 +15,7 @@ from merging.recipe import Recipe
 from merging.ui import form as forms
 from merging.ui import jobs, look
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.presets import Preset
 from merging.ui.visitor import Visitor
 

@@ -14,7 +14,7 @@ from merging.errors import MergeError
 from merging.ui import look, showing, transcript
 from merging.ui.blind import Vote, tallies
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visit import PINNED, Visit
 from merging.ui.visitor import Visitor
 

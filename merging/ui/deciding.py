@@ -17,7 +17,7 @@ from merging.nexttoken import Choice, Distance, Inspection, NextTokens, Read
 from merging.ui import asking, jobs, look
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visit import PARENTS
 from merging.ui.visitor import Visitor
 

@@ -11,7 +11,7 @@ from merging.recipe import Recipe
 from merging.ui import look
 from merging.ui.errors import Updates, Values
 from merging.ui.jobs import Made
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.pictures import pictures
 from merging.ui.visit import PARENTS, Visit
 from merging.ui.visitor import Visitor

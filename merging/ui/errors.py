@@ -6,7 +6,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from merging.errors import MergeError
 from merging.ui import look
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
 Values = Mapping[Any, Any]

@@ -19,7 +19,7 @@ from merging.merge import Progress
 from merging.ui import asking, jobs, look, results, sheet, transcript
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.sheet import Sheet
 from merging.ui.visitor import Visitor
 

@@ -16,7 +16,7 @@ from merging.sources import RESERVED
 from merging.ui import choosing, look
 from merging.ui import form as forms
 from merging.ui.errors import Updates, Values
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
 TOGETHER = 4

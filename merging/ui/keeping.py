@@ -19,7 +19,7 @@ from merging.ui import kept, look
 from merging.ui.asking import followed
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
 

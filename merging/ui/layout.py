@@ -1,8 +1,7 @@
-"""What the page holds, card by card, and the components that its events read and write."""
+"""What the page holds, card by card."""
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,12 +11,12 @@ from merging import gpu
 from merging.chat import MAX_CHARACTERS
 from merging.ui import form as forms
 from merging.ui import look, panels
-from merging.ui.columns import SLOTS, Booth, Column, Given, booth, column
-from merging.ui.form import Form
-from merging.ui.panels import Frame, small
+from merging.ui.columns import SLOTS, booth, column
+from merging.ui.page import Page
+from merging.ui.panels import small
 from merging.ui.pending import Pending
 from merging.ui.presets import Preset, presets
-from merging.ui.visit import PINNED, Visit
+from merging.ui.visit import Visit
 
 AGAIN = {"retry": "↻ Retry", "new-seed": "↻ New seed", "clear": "Clear"}
 """Buttons on what was asked last."""
@@ -26,164 +25,6 @@ SAVING = {
     "save-json": "Save as JSON",
 }  # fmt: skip
 """Buttons on all that is there."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """Every component that an event reads or writes.
-
-    `private`: whether only this machine's own user can open the page; `pending`: who has asked for
-    something; `pins` are the commits at which models were checked.
-    """
-
-    private: Callable[[gr.Request], bool]
-    pending: Pending
-    presets: tuple[Preset, ...]
-    preset: gr.Radio
-    why: gr.HTML
-    form: Form
-    relatives: gr.Dataset
-    taken: gr.State
-    looked: gr.State
-    found: gr.JSON
-    silence: gr.HTML
-    notes: gr.HTML
-    again: gr.Checkbox
-    progress: gr.HTML
-    sanity: gr.HTML
-    judged: gr.State
-    steps_box: gr.Accordion
-    steps_of: gr.JSON
-    tensor: gr.Dropdown
-    first_row: gr.Slider
-    first_column: gr.Slider
-    steps: gr.HTML
-    steps_status: gr.HTML
-    steps_shown: gr.State
-    row: gr.Row
-    columns: Mapping[str, Column]
-    legend: gr.HTML
-    booths: gr.Row
-    unnamed: tuple[Booth, ...]
-    verdict: gr.Row
-    tally: gr.HTML
-    tab: gr.Radio
-    folded: gr.CheckboxGroup
-    question: gr.Textbox
-    status: gr.HTML
-    price: gr.HTML
-    bill: gr.State
-    examples: gr.Dataset
-    show_base: gr.Checkbox
-    blind: gr.Checkbox
-    follow: gr.Checkbox
-    saved: gr.JSON
-    strip: gr.HighlightedText
-    token: gr.Slider
-    bars: gr.HTML
-    looked_status: gr.HTML
-    looked_into: gr.State
-    given: Mapping[str, Given]
-    given_status: gr.HTML
-    rows: gr.Dataframe
-    sheet_status: gr.HTML
-    answered_rows: gr.HTML
-    sheet: gr.State
-    knob: gr.Dropdown
-    low: gr.Number
-    high: gr.Number
-    count: gr.Number
-    scored_on: gr.Radio
-    swept_status: gr.HTML
-    plot: gr.Plot
-    point: gr.Dropdown
-    numbers: gr.HTML
-    swept: gr.State
-    system: gr.Textbox
-    temperature: gr.Slider
-    seed: gr.Number
-    tokens: gr.Slider
-    inside: gr.Accordion
-    inside_status: gr.HTML
-    frames: tuple[Frame, ...]
-    drawn: gr.State
-    recipe: gr.Code
-    fixed: gr.Row
-    starting: gr.HTML
-    recipe_status: gr.HTML
-    past_box: gr.Accordion
-    listing: gr.Radio
-    past_status: gr.HTML
-    push_name: gr.Textbox
-    push_public: gr.Checkbox
-    confirm: gr.Row
-    kept_status: gr.HTML
-    foot: gr.HTML
-    offer: gr.State
-    buttons: Mapping[str, gr.Button]
-    visit: gr.State
-    pins: gr.State
-    kept: gr.BrowserState
-    past: gr.BrowserState
-
-    def options(self) -> list[Any]:
-        """What is kept in the browser beside the recipe."""
-        asked = [self.system, self.temperature, self.seed, self.tokens]
-        return [*asked, self.show_base, self.again, self.blind, self.follow]
-
-    def asking(self) -> set[Any]:
-        """Inputs of whatever asks models."""
-        pickers = self.form.pickers.values()
-        own = {self.visit, self.sheet, self.rows, self.pins, self.recipe, self.question}
-        return {*own, *pickers, *self.options()}
-
-    def examined(self) -> set[Any]:
-        """Outputs of whatever runs the question sheet."""
-        return {self.sheet, self.answered_rows, self.sheet_status}
-
-    def sweeping(self) -> set[Any]:
-        """Inputs of whatever runs a sweep."""
-        return {self.recipe, self.rows, self.knob, self.low, self.high, self.count, self.scored_on}
-
-    def curve(self) -> set[Any]:
-        """Outputs of whatever draws a sweep."""
-        parts = {self.swept, self.swept_status, self.plot, self.point, self.numbers}
-        return {*parts, self.buttons["use-value"]}
-
-    def answered(self) -> set[Any]:
-        """Outputs of whatever asks models."""
-        return {self.status, self.question, *self.compared()}
-
-    def compared(self) -> set[Any]:
-        """Outputs of whatever draws the columns from what was said."""
-        parts = {part for c in self.columns.values() for part in (c.head, c.chat)}
-        parts |= {part for b in self.unnamed for part in (b.box, b.head, b.chat, b.best)}
-        parts |= {self.columns[PINNED].box}
-        stage = {self.row, self.booths, self.verdict, self.legend, self.tally}
-        return {self.visit, *parts, *stage}
-
-    def pictures(self) -> set[Any]:
-        """Outputs of whatever draws what a merge did."""
-        parts = {part for f in self.frames for part in (f.box, f.head, f.plot)}
-        return {self.inside_status, *parts}
-
-    def filled(self) -> set[Any]:
-        """Outputs of whatever fills the form from a recipe."""
-        heads = {c.head for c in self.columns.values()} | {self.columns["c"].box}
-        texts = {self.recipe, self.preset, self.recipe_status, self.why, self.examples}
-        return {*self.form.outputs(), *heads, *texts, *self.checked()}
-
-    def unlocked(self) -> set[Any]:
-        """Outputs of whatever switches the form on or off."""
-        return {*self.filled(), self.fixed, *self.changing()}
-
-    def changing(self) -> set[gr.Button]:
-        """Buttons that change the recipe."""
-        return {self.buttons[name] for name in ("swap", "use", "chat-past", "use-value")}
-
-    def checked(self) -> set[Any]:
-        """Outputs of whatever checks a recipe."""
-        return {self.notes, self.pins, self.bill}
 
 
 def layout(private: Callable[[gr.Request], bool]) -> Page:

@@ -1,5 +1,5 @@
 """What is folded beneath merge and chat, or seen now and then: each panel's components, by their
-names in `layout.Page`.
+names in `page.Page`.
 """
 
 from dataclasses import dataclass

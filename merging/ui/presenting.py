@@ -15,7 +15,7 @@ from merging.errors import MergeError
 from merging.recipe import Recipe
 from merging.ui import choosing, look
 from merging.ui.errors import Updates, Values
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 from merging.yaml_text import MAX_BYTES
 

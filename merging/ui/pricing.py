@@ -9,7 +9,7 @@ from merging import gpu
 from merging.errors import MergeError
 from merging.ui import look, sheet
 from merging.ui.errors import Updates, Values
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
 CHARACTERS = 4

@@ -12,7 +12,7 @@ from merging.prompts import Prompt
 from merging.ui import asking, jobs, look
 from merging.ui.columns import SLOTS, Given
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
 

@@ -11,7 +11,7 @@ from merging.chat import Reply
 from merging.ui import look
 from merging.ui.errors import Updates, Values
 from merging.ui.following import shares
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visit import PINNED, Visit
 
 

@@ -16,7 +16,7 @@ from merging.recipe import Recipe
 from merging.stepwise import SIDE, View
 from merging.ui import arrows, grids, look
 from merging.ui.errors import Updates, Values, shows_errors
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
 

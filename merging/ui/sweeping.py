@@ -21,7 +21,7 @@ from merging.ui import asking, choosing, curves, jobs, look, sheet, transcript
 from merging.ui import form as forms
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
 TEXTS = "texts"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from merging.ui import asking, look
 from merging.ui.errors import Handler, Updates, Values, shows_errors
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
 EVERY = 0.3

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from merging.ui.events import forming, panels, running
-from merging.ui.layout import Page
+from merging.ui.page import Page
 
 
 def bind(blocks: gr.Blocks, page: Page) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from merging.ui.errors import Handler, Updates
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import visitor
 
 

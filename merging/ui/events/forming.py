@@ -13,7 +13,7 @@ from merging import readiness
 from merging.ui import choosing, finding, look, presenting
 from merging.ui import form as forms
 from merging.ui.events.binding import on
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.visitor import visitor
 
 

@@ -24,7 +24,7 @@ from merging.ui import (
 from merging.ui.api import ASKING, LIMIT
 from merging.ui.blind import BAD, TIE
 from merging.ui.events.binding import on, queued
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.turn import in_turn
 from merging.ui.visit import PINNED
 

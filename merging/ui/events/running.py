@@ -10,7 +10,7 @@ from merging.ui import asking, checking, comparing, drawing, examining, keeping,
 from merging.ui.api import ASKING, LIMIT
 from merging.ui.errors import Updates
 from merging.ui.events.binding import handling, on, queued
-from merging.ui.layout import Page
+from merging.ui.page import Page
 from merging.ui.turn import in_turn
 
 
