@@ -221,7 +221,8 @@ def _in_turn(merging: Merging, run: _Run) -> Iterator[Event]:
 def _made(merging: Merging, run: _Run) -> Generator[Event, None, None]:
     """Find the merge, or make it."""
     if run.library.has(merging.identity) or _read(merging, run):
-        yield Merged(merging.identity, 0.0, {}, run.library.known.get(f"inside {merging.identity}"))
+        known = run.library.known.get(f"merged {merging.identity}")
+        yield replace(known or Merged(merging.identity, 0.0, {}), seconds=0.0)
     else:
         yield from _merge(merging, run)
 
@@ -254,8 +255,9 @@ def _merge(merging: Merging, run: _Run) -> Iterator[Event]:
     figures = inside(decided, sums, outcomes(decided, making.numbers(decided, library)))
     found = sanity.signs(decided, sums, figures.whole if figures else None)
     library.note(f"signs {merging.identity}", found)
-    library.note(f"inside {merging.identity}", figures)
-    yield Merged(merging.identity, time.monotonic() - start, tally, figures)
+    done = Merged(merging.identity, time.monotonic() - start, tally, figures)
+    library.note(f"merged {merging.identity}", done)  # for whoever finds it again
+    yield done
 
 
 def _swept(asked: Sweeping, library: Library) -> Iterator[Event]:

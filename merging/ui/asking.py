@@ -175,15 +175,19 @@ def asked(
     try:
         for event in jobs.run(replace(job, questions=(question,), stops=visit.stops)):
             if isinstance(event, Reply):
-                visit = visit.replied(event)
+                visit = visit.replied(event).ended_by_all()
                 told = _notice(page, event) or told
-                yield showing.columns(page, visit, [event.column], values) | told
+                if visit.running:
+                    yield showing.columns(page, visit, [event.column], values) | told
+                else:  # the last that is written down: whoever sees it may go on
+                    yield {page.status: ""} | told | showing.stage(page, visit, values)
             elif isinstance(event, Progress):
                 yield {page.status: look.progress(event)}
     except MergeError:
         yield showing.stage(page, replace(visit, running=(), ballot=None), values)
         raise
-    yield {page.status: ""} | told | showing.stage(page, visit.ended(), values)
+    if visit.running:
+        yield {page.status: ""} | told | showing.stage(page, visit.ended(), values)
 
 
 def _put(  # noqa: PLR0913  # an exchange's parts

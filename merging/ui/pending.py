@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from merging.errors import MergeError
 from merging.ui.visitor import Visitor
@@ -27,9 +28,14 @@ class Pending:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def request(self, visitor: Visitor, *, waits: bool) -> Iterator[Callable[[], bool]]:
-        """Gives whether others come first. Raises MergeError for a session's second, unless it
-        `waits`: it was asked for of a page that the first is about to change."""
+    def request(
+        self, visitor: Visitor, *, waits: bool
+    ) -> Iterator[tuple[Callable[[], bool], Callable[[], None]]]:
+        """Gives whether others come first, and what ends the request before the block does.
+
+        Raises MergeError for a session's second, unless it `waits`: it was asked for of a page that
+        the first is about to change.
+        """
         own = _Request(visitor.session)
         with self.lock:
             mine = self.requests.setdefault(visitor.person, [])
@@ -37,7 +43,10 @@ class Pending:
                 raise MergeError(TWICE)
             mine.append(own)
         try:
-            yield lambda: next(iter(mine), own) is not own
+            yield (
+                (lambda: next(iter(mine), own) is not own),
+                partial(self._remove, visitor.person, own),
+            )
         finally:
             self._remove(visitor.person, own)
 

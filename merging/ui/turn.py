@@ -22,10 +22,22 @@ def in_turn(where: str, handler: Handler, *, waits: bool = False) -> Handler:
     @shows_errors(where)
     def begun(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         asking.idle(page, values)
-        with page.pending.request(visitor, waits=waits) as others:
+        with page.pending.request(visitor, waits=waits) as (others, end):
             while others():
                 yield {getattr(page, where): look.hint(BEFORE)}
                 time.sleep(EVERY)
-            yield from handler(page, visitor, values)
+            going = False
+            for updates in handler(page, visitor, values):
+                before, going = going, _going(page, updates, going)
+                if before and not going:  # it shows its end, and whoever sees that may go on
+                    end()
+                yield updates
 
     return begun
+
+
+def _going(page: Page, updates: Updates, before: bool) -> bool:
+    """Whether columns answer or a merge is made, by what a handler writes down; else as before."""
+    if page.visit in updates:
+        return bool(updates[page.visit].running or updates[page.visit].merging)
+    return bool(updates[page.sheet].running) if page.sheet in updates else before

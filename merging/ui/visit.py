@@ -132,6 +132,11 @@ class Visit:
                 visit = visit.replied(replace(reply, ended="stopped"))
         return replace(visit, running=(), merging=False, parts=visit._followed())
 
+    def ended_by_all(self) -> "Visit":
+        """The same, ended if every column that was asked has."""
+        last = [self.replies.get(slot) for slot in self.running]
+        return self.ended() if all(reply and reply.ended for reply in last) else self
+
     def before(self, slots: Iterable[str]) -> "Visit":
         """As it was before these columns were last asked."""
         said = {s: _before(m) if s in slots else m for s, m in self.said.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,7 +24,10 @@ TABS = [Visitor(session=session, account="alice") for session in ("left", "right
 
 def test_strangers_do_not_wait_for_each_other() -> None:
     pending = Pending()
-    with pending.request(ONE, waits=False) as first, pending.request(OTHER, waits=False) as second:
+    with (
+        pending.request(ONE, waits=False) as (first, _),
+        pending.request(OTHER, waits=False) as (second, _),
+    ):
         assert not first() and not second()
     assert not pending.requests
 
@@ -34,10 +38,10 @@ def test_a_pages_second_request_is_refused() -> None:
     with pending.request(ONE, waits=False):
         with pytest.raises(MergeError, match="press Stop"), pending.request(ONE, waits=False):
             pass
-        with pending.request(ONE, waits=True) as others:
+        with pending.request(ONE, waits=True) as (others, _):
             assert others()
         pending.stop(ONE)
-        with pending.request(ONE, waits=False) as others:
+        with pending.request(ONE, waits=False) as (others, _):
             assert not others()
     assert not pending.requests
 
@@ -46,7 +50,7 @@ def test_tabs_of_an_account_take_turns() -> None:
     """In the order in which they asked, whichever way the one before them ends."""
     pending, stacks = Pending(), [ExitStack() for _ in TABS]
     others = [
-        stack.enter_context(pending.request(tab, waits=False))
+        stack.enter_context(pending.request(tab, waits=False))[0]
         for stack, tab in zip(stacks, TABS, strict=True)
     ]
     assert [waits() for waits in others] == [False, True, True]
@@ -81,3 +85,25 @@ def test_a_handler_begins_when_its_turn_has_come(monkeypatch: pytest.MonkeyPatch
     left.close()
     assert [*right] == [{"status": "begun right"}, {"status": "ended right"}]
     assert not at.pending.requests
+
+
+def test_who_sees_the_end_may_go_on() -> None:
+    """The last answer's update ends a request: what comes after it concerns nobody else."""
+    shown = [Visit(), replace(Visit(), running=("a",)), Visit()]
+
+    def handler(_page: Any, _visitor: Visitor, _values: Any) -> Iterator[Updates]:
+        yield from ({"visit": visit} for visit in shown)
+        yield {"status": "late"}
+
+    begun, at, values = (
+        turn.in_turn("status", handler),
+        page(),
+        {"visit": Visit(), "sheet": Sheet()},
+    )
+    first = begun(at, ONE, values)
+    for visit in shown:
+        assert at.pending.requests or visit is shown[0]
+        assert next(first) == {"visit": visit}
+    assert not at.pending.requests
+    assert next(begun(at, ONE, values)) == {"visit": shown[0]}
+    assert [*first] == [{"status": "late"}]
