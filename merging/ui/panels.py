@@ -124,18 +124,26 @@ def sheet(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         column_widths=["70%", "30%"], wrap=True, interactive=True, buttons=[], max_height=900,
         show_label=False, label="Question sheet", elem_id="sheet-rows",
     )  # fmt: skip
-    with gr.Row(elem_classes=["tools"]):
-        buttons["run-sheet"] = gr.Button(
-            "Run the sheet", variant="primary", size="sm", min_width=0, elem_id="run-sheet"
-        )
-        buttons["stop-sheet"] = small("stop-sheet", "Stop")
-        buttons["save-sheet-markdown"] = small("save-sheet-markdown", "Save as Markdown")
-        buttons["save-sheet-json"] = small("save-sheet-json", "Save as JSON")
+    buttons |= _run_and_save("sheet")
     buttons["paste-rows"] = gr.Button(visible="hidden", elem_id="paste-rows")
     return {
         "rows": rows, "sheet_status": gr.HTML(elem_id="sheet-status"),
         "answered_rows": gr.HTML(elem_id="sheet-answers"), "sheet": gr.State(sheets.Sheet()),
     }  # fmt: skip
+
+
+def _run_and_save(what: str) -> dict[str, gr.Button]:
+    """The buttons of what takes a while and leaves a table."""
+    with gr.Row(elem_classes=["tools"]):
+        run = gr.Button(
+            f"Run the {what}", variant="primary", size="sm", min_width=0, elem_id=f"run-{what}"
+        )
+        others = {
+            f"stop-{what}": "Stop",
+            f"save-{what}-markdown": "Save as Markdown",
+            f"save-{what}-json": "Save as JSON",
+        }
+        return {f"run-{what}": run} | {name: small(name, label) for name, label in others.items()}
 
 
 def past(buttons: dict[str, gr.Button]) -> dict[str, Any]:
@@ -195,13 +203,7 @@ def sweep(buttons: dict[str, gr.Button]) -> dict[str, Any]:
         [("Expected answers of the question sheet", "sheet"), ("What the parents say", "texts")],
         value="sheet", label="Score on", elem_id="sweep-on",
     )  # fmt: skip
-    with gr.Row(elem_classes=["tools"]):
-        buttons["run-sweep"] = gr.Button(
-            "Run the sweep", variant="primary", size="sm", min_width=0, elem_id="run-sweep"
-        )
-        buttons["stop-sweep"] = small("stop-sweep", "Stop")
-        buttons["save-sweep-markdown"] = small("save-sweep-markdown", "Save as Markdown")
-        buttons["save-sweep-json"] = small("save-sweep-json", "Save as JSON")
+    buttons |= _run_and_save("sweep")
     parts["swept_status"] = gr.HTML(elem_id="sweep-status")
     parts["plot"] = gr.Plot(visible=False, show_label=False, label="Sweep", elem_id="sweep-plot")
     with gr.Row(elem_classes=["chosen"]):
