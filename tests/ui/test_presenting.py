@@ -11,7 +11,8 @@ from playwright.sync_api import expect
 
 from merging.recipe import Recipe
 from tests.ui.models import TIES
-from tests.ui.playground import Playground
+from tests.ui.playground import START, Playground
+from tests.ui.running import App
 
 pytestmark = pytest.mark.browser
 
@@ -22,6 +23,10 @@ SWITCHED = (
     "#preset input >> nth=0", "#swap", "#use",
 )  # fmt: skip
 """Some of what changes the recipe, of each kind."""
+OUTER = """<script>window.told = []; onmessage = ({data}) => {
+    if (data.queryString !== undefined) told.push(data);
+}</script><iframe src="INNER" width="1400" height="900"></iframe>"""
+"""The page of a Space, which keeps what its frame says of the address."""
 
 
 def link(scale: float) -> str:
@@ -92,6 +97,21 @@ def test_ones_own_copy_by_keyboard(visit: Visit) -> None:
     scale(playground.ready(), "0.6")
     playground.slide("ties-lambda", 0.8)
     expect(playground.part("fixed")).to_have_count(0)
+
+
+def test_a_space_is_told_that_its_address_has_changed(visit: Visit, app: App) -> None:
+    """Inside the Hub's page, a reload keeps one's own copy: the outer address says so as well."""
+    page = visit().page
+    inner = app.url + link(0.6) + "&__theme=light"
+    outer = OUTER.replace("INNER", inner.replace("&", "&amp;"))
+    page.context.grant_permissions(["local-network-access"])
+    page.route("https://huggingface.co/**", lambda route: route.fulfill(
+        body=outer, content_type="text/html"))  # fmt: skip
+    page.goto("https://huggingface.co/spaces/someone/merging")
+    own = page.frame_locator("iframe").locator("#own")
+    own.click(timeout=START)
+    page.wait_for_function("window.told.length")
+    assert page.evaluate("window.told") == [{"queryString": ""}]
 
 
 def test_the_link_is_copied(visit: Visit) -> None:
