@@ -3,14 +3,16 @@
     python tests/bench/class_load.py [--clients 30] [--merges 500] [--questions 2000]
                                      [--picture assets/class.svg]
 
-The app is started on the embedded models. Beforehand one client alone makes every merge and puts
-every question, so that it is known what must come: the answers of the parents and of each merge to
-each question, greedily. Then one client alone does some of the work, to compare with, and at last
-all begin together, each with merges and questions drawn for it.
+The app is started on the embedded models, with memory for a few of the merges only: most that are
+asked for have left by then and are made anew, while others chat. Beforehand one client alone puts
+each merge's questions, so that it is known what must come, greedily. Then one client alone does
+some of the work, to compare with, and at last all begin together, with merges and questions drawn
+for each.
 
-Printed: requests answered, refused and answered otherwise than alone (another's merge, or another's
-question); seconds to the first word of an answer, median and 95th percentile; merges and answers a
-minute; and the app's memory, that of no file, at ten moments on the way, and as a picture.
+Printed: merges asked for and made; answers, those refused and those otherwise than alone (of
+another's merge, or to another's question); seconds to the first word of an answer, median and 95th
+percentile; answers a minute; and the app's memory, that of no file, at ten moments on the way, and
+as a picture.
 """
 
 from __future__ import annotations
@@ -37,9 +39,15 @@ from tests.ui.models import TIES
 from tests.ui.running import App, connected, running
 
 TOKENS = 16
-LAMBDAS = tuple(round(0.5 + 0.05 * n, 2) for n in range(12))
-"""Of as many merges: more than are held in memory at once matter little to a class."""
-QUESTIONS = tuple(f"What is {10 + 7 * n % 90} + {10 + 13 * n % 90}?" for n in range(12))
+MEMORY = "0.06"
+"""Gigabytes for models, of which one here takes 2 MB."""
+LAMBDAS = tuple(round(0.5 + 0.005 * n, 3) for n in range(120))
+"""Of as many merges: four times as many as have room."""
+ASKED = {
+    scale: tuple(f"What is {10 + 7 * n % 90} + {10 + 13 * n % 90}?" for n in (at, at + 5))
+    for at, scale in enumerate(LAMBDAS)
+}
+"""Questions to each merge."""
 
 Answer = dict[str, str]
 
@@ -49,6 +57,7 @@ class Counts:
     """What has come so far; `firsts` are seconds to an answer's first word."""
 
     merges: int = 0
+    made: int = 0
     answers: int = 0
     refused: list[str] = field(default_factory=list)
     wrong: int = 0
@@ -63,10 +72,10 @@ def recipe(scale: float) -> str:
     return text
 
 
-def merge(client: Client, scale: float) -> str:
-    """Its id."""
-    found: str = client.predict(recipe(scale), api_name="/merge")["merge"]
-    return found
+def merge(client: Client, scale: float) -> tuple[str, bool]:
+    """Its id, and whether it had to be made."""
+    found = client.predict(recipe(scale), api_name="/merge")
+    return found["merge"], found["seconds"] > 0
 
 
 def ask(client: Client, made: str, question: str) -> tuple[Answer, float]:
@@ -78,12 +87,14 @@ def ask(client: Client, made: str, question: str) -> tuple[Answer, float]:
     return said, first if first is not None else time.monotonic() - start
 
 
-def alone(app: App) -> tuple[dict[float, str], dict[tuple[float, str], Answer]]:
-    """The merges' ids, and what must be answered."""
+def alone(app: App) -> dict[tuple[float, str], Answer]:
+    """What must be answered."""
+    known = {}
     with connected(app) as client:
-        made = {scale: merge(client, scale) for scale in LAMBDAS}
-        known = {(s, q): ask(client, made[s], q)[0] for s in LAMBDAS for q in QUESTIONS}
-    return made, known
+        for scale, questions in ASKED.items():
+            made, _ = merge(client, scale)
+            known |= {(scale, each): ask(client, made, each)[0] for each in questions}
+    return known
 
 
 def work(
@@ -97,11 +108,12 @@ def work(
         for number in range(merges):
             scale = random.choice(LAMBDAS)
             try:
-                made = merge(client, scale)
+                made, anew = merge(client, scale)
                 with counts.lock:
                     counts.merges += 1
+                    counts.made += anew
                 for _ in range(asks.count(number)):
-                    question = random.choice(QUESTIONS)
+                    question = random.choice(ASKED[scale])
                     said, first = ask(client, made, question)
                     with counts.lock:
                         counts.answers += 1
@@ -121,7 +133,7 @@ def watched(app: App, threads: Sequence[threading.Thread]) -> Iterator[tuple[flo
 
 
 HEADS = (
-    "clients", "merges", "answers", "refused", "wrong", "first word s", "95 % s", "merges/min",
+    "clients", "merges", "made", "answers", "refused", "wrong", "first word s", "95 % s",
     "answers/min",
 )  # fmt: skip
 
@@ -130,9 +142,8 @@ def report(clients: int, counts: Counts, seconds: float) -> list[object]:
     """A row of the table, printed as well."""
     late = quantiles(counts.firsts, n=20)[-1] if len(counts.firsts) > 1 else 0.0
     cells = [
-        clients, counts.merges, counts.answers, len(counts.refused), counts.wrong,
-        f"{median(counts.firsts):.2f}", f"{late:.2f}",
-        f"{60 * counts.merges / seconds:.0f}", f"{60 * counts.answers / seconds:.0f}",
+        clients, counts.merges, counts.made, counts.answers, len(counts.refused), counts.wrong,
+        f"{median(counts.firsts):.2f}", f"{late:.2f}", f"{60 * counts.answers / seconds:.0f}",
     ]  # fmt: skip
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
     return cells
@@ -162,8 +173,11 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=2000, help="of all clients together")
     parser.add_argument("--picture", type=Path, help="an SVG to draw the memory into")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home, running(Path(home)) as app:
-        _, known = alone(app)
+    with (
+        tempfile.TemporaryDirectory() as home,
+        running(Path(home), MERGING_MEMORY_GB=MEMORY) as app,
+    ):
+        known = alone(app)
         print(f"| {' | '.join(HEADS)} |", f"|{' --- |' * len(HEADS)}", sep="\n")
         single, seconds, _ = measure(app, 1, 10, 40, known)
         rows = [HEADS, report(1, single, seconds)]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from merging.recipe import Recipe
 from tests.ui.models import TIES
@@ -23,7 +23,7 @@ SWITCHED = (
     "#preset input >> nth=0", "#swap", "#use",
 )  # fmt: skip
 """Some of what changes the recipe, of each kind."""
-OUTER = """<script>window.told = []; onmessage = ({data}) => {
+OUTER = """<script>told = []; onmessage = ({data}) => {
     if (data.queryString !== undefined) told.push(data);
 }</script><iframe src="INNER" width="1400" height="900"></iframe>"""
 """The page of a Space, which keeps what its frame says of the address."""
@@ -99,19 +99,22 @@ def test_ones_own_copy_by_keyboard(visit: Visit) -> None:
     expect(playground.part("fixed")).to_have_count(0)
 
 
-def test_a_space_is_told_that_its_address_has_changed(visit: Visit, app: App) -> None:
-    """Inside the Hub's page, a reload keeps one's own copy: the outer address says so as well."""
-    page = visit().page
+def test_a_space_is_told_that_its_address_has_changed(app: App, browser: Browser) -> None:
+    """Inside the Hub's page, a reload keeps one's own copy: the outer address says so as well. In
+    such a frame the browser keeps nothing, of which gradio complains, and the page works all the
+    same.
+    """
     inner = app.url + link(0.6) + "&__theme=light"
     outer = OUTER.replace("INNER", inner.replace("&", "&amp;"))
-    page.context.grant_permissions(["local-network-access"])
-    page.route("https://huggingface.co/**", lambda route: route.fulfill(
-        body=outer, content_type="text/html"))  # fmt: skip
-    page.goto("https://huggingface.co/spaces/someone/merging")
-    own = page.frame_locator("iframe").locator("#own")
-    own.click(timeout=START)
-    page.wait_for_function("window.told.length")
-    assert page.evaluate("window.told") == [{"queryString": ""}]
+    with browser.new_context(permissions=["local-network-access"]) as context:
+        page = context.new_page()
+        page.route("https://huggingface.co/**", lambda route: route.fulfill(
+            body=outer, content_type="text/html"))  # fmt: skip
+        page.goto("https://huggingface.co/spaces/someone/merging")
+        own = page.frame_locator("iframe").locator("#own")
+        own.click(timeout=START)
+        page.wait_for_function("told.length")
+        assert page.evaluate("told") == [{"queryString": ""}]
 
 
 def test_the_link_is_copied(visit: Visit) -> None:
