@@ -31,6 +31,7 @@ def _own() -> _Readiness:
 
 def start(steps: Mapping[str, Callable[[], object]]) -> None:
     """Begin, and come back at once."""
+    _own().doing = next(iter(steps), "")
     _own().over.clear()
     threading.Thread(target=_work, args=(steps,), name="readiness", daemon=True).start()
 

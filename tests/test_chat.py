@@ -142,8 +142,11 @@ def test_seed_decides_a_sample(talkers: dict[str, Loaded]) -> None:
     assert one != other
 
 
-def test_replies_grow_and_are_measured(talkers: dict[str, Loaded]) -> None:
+def test_replies_grow_and_are_measured(
+    talkers: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Texts only grow, every column is heard before any ends, and the last word has its numbers."""
+    monkeypatch.setattr(chat, "TICK", 0.0)  # every token is heard of, however late the reader
     question = Question(dict.fromkeys(talkers, said(PROMPTS[0])), 80)
     replies = list(answer(question, talkers))
     for name in talkers:
@@ -180,8 +183,9 @@ def test_an_error_inside_ends_threads_too(demo: dict[str, Loaded]) -> None:
     assert no_more_than(before)
 
 
-def test_one_column_is_stopped(talkers: dict[str, Loaded]) -> None:
+def test_one_column_is_stopped(talkers: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends at once with what it had said; the others say all they would have said."""
+    monkeypatch.setattr(chat, "TICK", 0.0)  # every token is heard of, however late the reader
     alone = ask(talkers, said(PROMPTS[2]), max_new_tokens=60)
     stops: set[str] = set()
     last: dict[str, Reply] = {}

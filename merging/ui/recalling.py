@@ -40,9 +40,10 @@ def draw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     visit: Visit = values[page.visit]
     pasts, now = history.read(values[page.past]), time.time()
     lines = [(history.line(past, visit.votes, now), past.id) for past in pasts]
-    chosen = next((past.id for past in pasts if past.id == values[page.listing]), None)
+    known = {None, *(past.id for past in pasts)}  # else what is chosen meanwhile stays so
+    gone = {} if values[page.listing] in known else {"value": None}
     yield {
-        page.listing: gr.update(choices=lines, value=chosen, visible=bool(lines)),
+        page.listing: gr.update(choices=lines, visible=bool(lines), **gone),
         page.past_box: gr.update(label=f"History ({len(lines)})" if lines else "History"),
     }
 

@@ -45,15 +45,15 @@ class Playground:
 
     def merge(self) -> None:
         """Press Merge, and wait until the new merge stands in the progress line."""
-        self._forget(":is(.bar, .hint, .failure)", "progress")
+        self.forget(":is(.bar, .hint, .failure)", "progress")
         self.part("merge").click()
-        self._renewed("progress", DONE)
+        self.renewed("progress", DONE)
 
     def run_sheet(self) -> None:
         """Run the question sheet, and wait until it says that all have answered."""
-        self._forget(":is(.bar, .hint, .failure)", "sheet-status")
+        self.forget(":is(.bar, .hint, .failure)", "sheet-status")
         self.part("run-sheet").click()
-        self._renewed("sheet-status", SCORED)
+        self.renewed("sheet-status", SCORED)
 
     def ask(self, question: str, slots: tuple[str, ...] = ("a", "b", "merged")) -> None:
         """Put a question to all, and wait until these columns have finished."""
@@ -92,11 +92,11 @@ class Playground:
     def awaited(self, slots: tuple[str, ...]) -> None:
         """Mark what these columns' heads say as old, before they are asked."""
         for slot in slots:
-            self._forget(".head", f"column-{slot}")
+            self.forget(".head", f"column-{slot}")
 
     def finished(self, slots: tuple[str, ...]) -> None:
         for slot in slots:
-            self._renewed(f"column-{slot}", ENDED)
+            self.renewed(f"column-{slot}", ENDED)
 
     def slide(self, id: str, value: float) -> None:
         """Type a value beside a slider, and wait until the recipe has it."""
@@ -104,16 +104,14 @@ class Playground:
         field.fill(str(value))
         field.press("Tab")
         name = id.split("-")[1]
-        expect(self.recipe()).to_contain_text(re.compile(rf"{name}: {value}(\.0)?(?!\d)"))
+        expect(self.recipe()).to_contain_text(re.compile(rf"{name}: {value}(\.0)?(?![\d.])"))
 
     def pick(self, slot: str, model: str) -> None:
         """Write a model's name into a picker."""
         field = self.part(f"pick-{slot}").locator("input")
         field.click()
         field.fill(model)
-        if model:
-            field.press("Enter")
-        field.press("Tab")
+        field.press("Enter" if model else "Tab")
 
     def unfold(self, title: str) -> None:
         """Open an accordion by its title, if it is closed."""
@@ -144,10 +142,11 @@ class Playground:
             if field.input_value() == str(value):
                 return
 
-    def _forget(self, what: str, where: str) -> None:
+    def forget(self, what: str, where: str) -> None:
+        """Mark what is there as old."""
         self.page.evaluate(OLD.format(f"#{where} {what}"))
 
-    def _renewed(self, where: str, text: re.Pattern[str]) -> None:
+    def renewed(self, where: str, text: re.Pattern[str]) -> None:
         """Wait until nothing of what was marked is left and the new says `text`."""
         self.page.wait_for_function(
             """([where, text]) => {

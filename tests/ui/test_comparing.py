@@ -89,13 +89,12 @@ def test_one_column_is_stopped_alone(visit: Visit, long_recipe: str) -> None:
 
 
 def test_who_closes_the_page_stops_computing(app: App, visit: Visit, long_recipe: str) -> None:
-    """A few seconds after the tab is gone the app is at rest."""
+    """Soon after the tab is gone the app is at rest."""
     playground = visit().ready().ramble(long_recipe, SUM)
+    used = app.processor_seconds()
     playground.page.context.close()
-    time.sleep(4)
-    before = app.processor_seconds()
-    time.sleep(1)
-    assert app.processor_seconds() - before < 0.3
+    time.sleep(8)
+    assert app.processor_seconds() - used < 4  # the whole answer takes eleven
 
 
 def test_columns_are_enlarged_and_hidden_by_keys(visit: Visit) -> None:
@@ -318,9 +317,10 @@ def test_a_new_seed_unveils_nobody(visit: Visit) -> None:
     _blind(playground, FRENCH)
     playground.part("blind").locator("input").uncheck()
     seed = playground.part("seed").locator("input")
+    playground.forget(".head", "booths")
     playground.part("new-seed").click()
     expect(seed).not_to_have_value("0")
-    expect(playground.part("verdict")).to_be_hidden()
+    playground.renewed("booths", re.compile("all have answered"))
     expect(playground.part("verdict")).to_be_visible()
     assert not FIRST.search(playground.part("booths").evaluate("e => e.outerHTML"))
     playground.part("save-markdown").click()
@@ -384,12 +384,13 @@ def test_a_pinned_merge_answers_beside_the_others(visit: Visit, long_recipe: str
     playground.page.keyboard.press("Escape")
     expect(playground.stats("a")).to_contain_text("stopped")
     playground.part("pin").click()
+    expect(playground.stats("pinned")).to_contain_text("stopped")
     slots = ("a", "b", "merged", "pinned")
     playground.awaited(slots)
     playground.send(FRENCH)
-    expect(playground.part("column-pinned").locator(".head:not([data-old])")).to_contain_text(
-        "tok/s"
-    )
+    for slot in slots:
+        head = playground.part(f"column-{slot}").locator(".head:not([data-old])")
+        expect(head).to_contain_text("tok/s")
     shown = [playground.stats(slot).inner_text() for slot in slots]
     assert not any("tokens ·" in text for text in shown), shown
     playground.page.keyboard.press("Escape")

@@ -220,11 +220,10 @@ def test_cancelled_answers_end(app: App, client: Client, long_recipe: str) -> No
     """A client that cancels frees the device at once."""
     job = client.submit(long_recipe, SUM, 1024, api_name="/chat")
     next(job)
-    job.cancel()
-    time.sleep(1)
     used = app.processor_seconds()
-    time.sleep(1.5)
-    assert app.processor_seconds() - used < 0.5
+    job.cancel()
+    time.sleep(8)
+    assert app.processor_seconds() - used < 2.5  # the whole answer takes eleven
 
 
 @pytest.mark.parametrize("where", [{"SPACE_ID": "org/space"}, {"GRADIO_SERVER_NAME": "0.0.0.0"}])

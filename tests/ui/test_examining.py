@@ -16,6 +16,8 @@ pytestmark = pytest.mark.browser
 
 Visit = Callable[..., Playground]
 SUM = "What is 38 + 27?"
+KEPT = "localStorage.getItem('merge-playground')"
+"""What the browser has kept so far."""
 
 
 def opened(visit: Visit, width: int = 1440) -> Playground:
@@ -116,11 +118,13 @@ def test_rows_are_pasted_and_kept(visit: Visit) -> None:
     preset's questions do not take their place. An eleventh is refused with its number.
     """
     playground = opened(visit)
+    before = playground.page.evaluate(KEPT)
     paste(playground, 1, 0, 'Who are you?\tAda | Bruno\n"a\n""b"""\t33\n')
     expect(cell(playground, 1, 0)).to_have_text("Who are you?")
     expect(cell(playground, 2, 0)).to_have_text('a "b"')
     expect(cell(playground, 2, 1)).to_have_text("33")
-    playground.page.wait_for_timeout(1000)  # the browser keeps it in its own time
+    playground.page.wait_for_function(f"before => {KEPT} !== before", arg=before)
+    playground.page.wait_for_timeout(1000)  # and what follows that
     playground.page.reload()
     playground.ready().unfold("Question sheet")
     expect(cell(playground, 1, 1)).to_have_text("Ada | Bruno")

@@ -21,7 +21,7 @@ TOKEN = "hf_alice"
 PUSHED = "alice/sums-and-french"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def hub() -> Iterator[LocalHub]:
     """A base and two tunes of it, all public, and a user who may write."""
     with LocalHub() as hub:
@@ -33,12 +33,12 @@ def hub() -> Iterator[LocalHub]:
         yield hub
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("space")
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "space"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def space(hub: LocalHub, home: Path) -> Iterator[App]:
     with running(home, **hub.space()) as app:
         yield app

@@ -133,8 +133,9 @@ def test_the_link_is_copied(visit: Visit) -> None:
 def test_the_link_pins_its_models(visit: Visit) -> None:
     playground = visit().ready()
     page = playground.page
+    playground.forget("li", "notes")
     playground.pick("a", "org/a")
-    expect(playground.part("notes")).to_contain_text("Same architecture")
+    playground.renewed("notes", re.compile("Same architecture"))
     expect(playground.recipe()).to_contain_text("org/a")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     playground.part("class-link").click()

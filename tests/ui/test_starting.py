@@ -12,44 +12,42 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from merging import readiness
-from tests.ui.playground import Playground
+from tests.ui.playground import START, Playground
 from tests.ui.running import App, running
 
 HEAVY = ("transformers.modeling_utils", "transformers.models.llama.modeling_llama", "accelerate")
 """What models need and the page does not: seconds of imports."""
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("unready")
-
-
-@pytest.fixture(scope="module")
-def unready(home: Path) -> Iterator[App]:
+@pytest.fixture
+def unready(tmp_path: Path) -> Iterator[App]:
     """An app whose start goes on until the file `ready` is there."""
-    files = {"READY": str(home / "ready"), "SEEN": str(home / "seen")}
-    with running(home, ("-m", "tests.ui.unready"), **files) as app:
+    files = {"READY": str(tmp_path / "ready"), "SEEN": str(tmp_path / "seen")}
+    with running(tmp_path, ("-m", "tests.ui.unready"), **files) as app:
         yield app
 
 
-def test_answers_before_the_models_code_is_there(unready: App, home: Path) -> None:
+def test_answers_before_the_models_code_is_there(unready: App, tmp_path: Path) -> None:
     """What comes between the imports and the first answer is little beside them."""
     used = unready.processor_seconds()  # it has answered, with the start still under way
-    seen = json.loads((home / "seen").read_text())
+    seen = json.loads((tmp_path / "seen").read_text())
     assert not {*HEAVY} & {*seen["modules"]}
     assert seen["built"] < seen["imports"] / 2
     assert used < 2 * seen["imports"]
 
 
 @pytest.mark.browser
-def test_the_state_is_shown_and_requests_wait(unready: App, home: Path, browser: Browser) -> None:
+def test_the_state_is_shown_and_requests_wait(
+    unready: App, tmp_path: Path, browser: Browser
+) -> None:
     page = browser.new_page()
+    page.set_default_timeout(START)
     page.goto(unready.url)
     playground = Playground(page)
     expect(playground.part("starting")).to_contain_text("Getting ready: the test")
     playground.send("What is 38 + 27?")
     expect(playground.part("status")).to_contain_text("Waiting for the test")
-    (home / "ready").touch()
+    (tmp_path / "ready").touch()
     playground.finished(("a", "b"))
     assert playground.answers("a") == ["65"]
     expect(playground.part("starting")).not_to_contain_text("Getting")

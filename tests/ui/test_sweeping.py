@@ -58,7 +58,7 @@ def test_a_sweep_and_its_value(visit: Visit, tmp_path: Path) -> None:
     assert cells.all_inner_texts() == ["100", "100", "100"]
     drawn = playground.part("sweep-plot").locator(".scatterlayer .trace")
     expect(drawn).to_have_count(5)
-    assert drawn.first.locator("path.point").count() == 3
+    expect(drawn.first.locator("path.point")).to_have_count(3)
     expect(playground.part("sweep-point").locator("input")).to_have_value(re.compile(r"^1\.5: 100"))
     playground.part("use-value").click()
     expect(status).to_contain_text("lambda is 1.5 now")
@@ -80,7 +80,7 @@ def test_what_the_parents_say(visit: Visit) -> None:
     playground.part("run-sweep").click()
     expect(playground.part("sweep-status")).to_contain_text("3 values in", timeout=90_000)
     expect(playground.part("sweep-plot").locator(".subplot")).to_have_count(2)
-    assert playground.page.evaluate("document.documentElement.scrollWidth") <= 390
+    playground.page.wait_for_function("document.documentElement.scrollWidth <= 390")
     own = playground.part("sweep-numbers").locator("tbody tr").first.locator("td")
     assert 1 <= float(own.first.inner_text()) < float(own.last.inner_text())
 
@@ -108,6 +108,7 @@ def test_what_can_be_swept(visit: Visit) -> None:
     knob, status = playground.part("sweep-knob").locator("input"), playground.part("sweep-status")
     knob.click()
     options = playground.page.locator("[role=option]")
+    expect(options).to_have_count(7)
     assert [text.strip().removeprefix("✓").strip() for text in options.all_inner_texts()] == [
         "lambda", "weight of all", "density of all", "weight of ◆ A", "weight of ● B",
         "density of ◆ A", "density of ● B",
