@@ -286,6 +286,8 @@ def _taken(folder: Path) -> Iterator[bool]:
         alone = _locked(handle) and bool(os.fstat(handle).st_nlink)
         yield alone and not _strangers(folder) and not _busy(folder)
     finally:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_UN)  # as in _lease
         os.close(handle)
 
 
