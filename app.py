@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads take cor
 
 from functools import partial  # after the environment is set, like all below
 
-from merging import MergeError, gpu, hub, readiness, templates
+from merging import MergeError, gpu, hub, pushing, readiness, templates
 from merging.library import prepare
 from merging.ui import LAUNCH, build, kept
 from merging.ui.look import EMBEDDED
@@ -25,6 +25,7 @@ try:
 except MergeError as error:  # of a setting
     sys.exit(str(error))
 kept.clean()
+pushing.clean()
 demo = build()
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 
+from merging import container
 from merging.building import build, spread
 from merging.companions import copy_companions
 from merging.errors import MergeError
@@ -140,9 +141,9 @@ def own_dtype(source: Source) -> torch.dtype:
 
 
 def budget(device: str) -> int:
-    """Bytes that models may take on `device`, from what is free now."""
+    """Bytes that models may take on `device`, from what is free now, in a container to it."""
     if device == "cpu":
-        return int(SHARE * psutil.virtual_memory().available)
+        return int(SHARE * min(psutil.virtual_memory().available, container.memory()))
     return int(SHARE * torch.cuda.mem_get_info()[0])
 
 

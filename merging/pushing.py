@@ -4,7 +4,6 @@ It knows which files a merge has and what others may see of them; hub/publish.py
 """
 
 import json
-import os
 import shutil
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from merging import container
 from merging.card import IDENTITY, public_names
 from merging.companions import write_companions
 from merging.errors import MergeError
@@ -94,6 +94,14 @@ def push_folder(
         write_public_companions(plan, room, samples or {})
         yield from way.send(_companions(room))
         return way.commit(plan)
+
+
+def clean(but: str = "") -> None:
+    """Remove what killed pushes left on the disk, `but` for one to a repo of that key."""
+    for path in (container.home() / "pushes").glob("*.lock"):
+        if path.stem != but:
+            with suppress(MergeError, OSError), _alone(path, ""):
+                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
 
 
 def holds(folder: Path, plan: Plan) -> bool:
@@ -237,17 +245,13 @@ def _room(to: Target, keep: str = "") -> Iterator[Path]:
 
     What killed pushes to other repos left goes, too.
     """
-    home = os.environ.get("MERGING_HOME") or Path.home() / ".cache" / "merging"
-    pushes, key = Path(home) / "pushes", to.id.replace("/", "--")
+    pushes, key = container.home() / "pushes", to.id.replace("/", "--")
     try:
         pushes.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         why = f"{pushes} cannot be written ({error.strerror})"
         raise MergeError(f"{why}: point MERGING_HOME to a folder that can.") from error
-    for path in pushes.glob("*.lock"):
-        if path.stem != key:
-            with suppress(MergeError), _alone(path, ""):
-                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    clean(but=key)
     said = f"A merge is being pushed to {to.id} just now: wait for its end, or push to another."
     with _alone(pushes / f"{key}.lock", said):
         room = pushes / key

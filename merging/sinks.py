@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from merging import hub
 from merging.building import after, build, mould
 from merging.companions import write_companions
 from merging.errors import MergeError, StalledError
@@ -120,8 +121,7 @@ class Folder:
             raise MergeError(f"{self.path} holds one of the parents: choose another folder.")
 
     def _check_disk(self, needed: int) -> None:
-        there = next(p for p in self.path.parents if p.exists())
-        free = shutil.disk_usage(there).free
+        free = hub.disk(self.path)[1]
         if needed > free:
             raise MergeError(
                 f"{self.path} needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB "

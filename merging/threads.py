@@ -1,6 +1,7 @@
 """Many small pieces of work on all cores; it knows no tensors, only torch's own threads."""
 
 import ctypes
+import math
 import os
 import sys
 import threading
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 
+from merging import container
+
 EVERY = 0.1
 """Seconds between two signs of progress."""
 WAITING = 8
@@ -23,7 +26,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 def cores() -> int:
     """How many threads merge and chat may use together, decided here for both."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    every = os.cpu_count() or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return math.ceil(min(mine, container.cores()))
 
 
 @contextmanager

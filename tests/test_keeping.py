@@ -433,6 +433,23 @@ def test_a_lease_ends_although_a_child_was_forked_meanwhile(
     assert not place("org/used").exists()
 
 
+def test_a_look_whether_a_repo_is_used_ends_although_a_child_was_forked_meanwhile(
+    publish: Callable[..., ours.Repo],
+) -> None:
+    """Else whoever uses the model next would wait for as long as the child lives."""
+    drain(publish("org/one"))
+    with keeping._taken(place("org/one")) as free:
+        assert free
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        process.start()
+    try:
+        with keeping._taken(place("org/one")) as free:
+            assert free
+    finally:
+        process.kill()
+        process.join()
+
+
 def test_a_model_is_held_before_it_is_there(
     publish: Callable[..., ours.Repo], monkeypatch: pytest.MonkeyPatch
 ) -> None:

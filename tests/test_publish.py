@@ -353,8 +353,9 @@ def test_killed_and_run_again(alice: LocalHub, ties: Path, tmp_path: Path) -> No
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[k], ours[k]) for k in ours)
 
 
-def test_the_next_push_clears_up(alice: LocalHub, ties: Path, tmp_path: Path) -> None:
-    """What a killed push left goes with the next one, wherever that goes to; not what is going."""
+@pytest.mark.parametrize("at", ["the start", "the next push"])
+def test_what_killed_pushes_left_goes(at: str, alice: LocalHub, ties: Path, tmp_path: Path) -> None:
+    """As the page starts, and with the next push, wherever that goes to; not what is going."""
     decided = plan(Recipe.from_yaml(ties.read_text()))
     going = pushing.push(decided, pushing.target(decided, "going", token="hf_alice"), shard=16_000)
     next(going)
@@ -362,7 +363,10 @@ def test_the_next_push_clears_up(alice: LocalHub, ties: Path, tmp_path: Path) ->
     (room / "1000.partial-0123").mkdir(parents=True)
     (room / "1000.partial-0123" / "model.draft").write_bytes(b"0" * 1000)
     room.with_suffix(".lock").touch()
-    assert run(ties, "--push-to", "other") == 0
+    if at == "the start":
+        pushing.clean()
+    else:
+        assert run(ties, "--push-to", "other") == 0
     assert not room.exists() and not room.with_suffix(".lock").exists()
     assert len(list(going)) > 4 and left(tmp_path) == []
     assert len(alice.repos["alice/going"].commits) == 2

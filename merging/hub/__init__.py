@@ -4,6 +4,7 @@ Knows names, files, access and the shared cache; nothing of tensors, recipes or 
 place that imports huggingface_hub.
 """
 
+from merging.hub.cache import disk
 from merging.hub.client import Token, own_login
 from merging.hub.download import (
     Fetched,
@@ -29,6 +30,7 @@ __all__ = [
     "Token",
     "cached",
     "clean",
+    "disk",
     "download",
     "kept_state",
     "lineage",

@@ -3,10 +3,10 @@
 It knows what is there and where things go; it asks nobody.
 """
 
+import math
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from huggingface_hub import constants
 
+from merging import container
 from merging.errors import MergeError
 from merging.hub.repo import COMMIT, File, Repo, listed
 
@@ -101,11 +102,28 @@ def partials(path: Path) -> dict[Path, int]:
     return found
 
 
-def disk() -> tuple[int, int]:
-    """Bytes of the disk where the cache lies, or will lie: all, and those free."""
-    folder = Path(constants.HF_HUB_CACHE).absolute()
-    usage = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists()))
-    return usage.total, usage.free
+def allowed() -> int | None:
+    """MERGING_CACHE_GB in bytes, if it is set. Raises MergeError if it is no number."""
+    said = os.environ.get("MERGING_CACHE_GB", "").strip()
+    if not said:
+        return None
+    try:
+        value = float(said)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise MergeError(f"MERGING_CACHE_GB is {said!r}: set it to a number of GB, such as 40.")
+    return int(value * 1e9)
+
+
+def disk(folder: Path | None = None) -> tuple[int, int]:
+    """Bytes of the disk where a folder, or else the cache, lies or will lie: all, and those free.
+
+    A Space whose cache may take more than is known of its disk is believed to have that.
+    """
+    cache = Path(constants.HF_HUB_CACHE)
+    ours = cache, container.home()
+    return container.disk((folder or cache).absolute(), ours, allowed() or 0)
 
 
 def not_cached(what: str) -> NoReturn:

@@ -6,7 +6,6 @@ use. It fetches nothing, and knows neither commits nor access.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from merging.errors import MergeError
-from merging.hub.cache import disk, locked, storage
+from merging.hub.cache import allowed, disk, locked, storage
 from merging.hub.repo import Repo
 
 try:
@@ -59,16 +58,7 @@ def kept_state() -> Kept:
 
 def budget() -> int | None:
     """Bytes that this app may keep: MERGING_CACHE_GB, a share of a Space's disk, or no bound."""
-    said = os.environ.get("MERGING_CACHE_GB", "").strip()
-    if not said:
-        return int(SHARE * disk()[0]) if os.environ.get("SPACE_ID") else None
-    try:
-        value = float(said)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise MergeError(f"MERGING_CACHE_GB is {said!r}: set it to a number of GB, such as 40.")
-    return int(value * 1e9)
+    return allowed() or (int(SHARE * disk()[0]) if os.environ.get("SPACE_ID") else None)
 
 
 def room() -> int:
@@ -286,6 +276,8 @@ def _taken(folder: Path) -> Iterator[bool]:
         alone = _locked(handle) and bool(os.fstat(handle).st_nlink)
         yield alone and not _strangers(folder) and not _busy(folder)
     finally:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_UN)  # as in _lease
         os.close(handle)
 
 

@@ -7,13 +7,21 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from merging import hub
+from merging.container import home
 from merging.errors import MergeError
+
+try:
+    import fcntl
+except ImportError:  # Windows: files that are read cannot be removed there
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from merging.ui.jobs import Made
@@ -23,13 +31,9 @@ RECIPES = 5000
 """That are kept, a thousand bytes each; the least recently used go first."""
 AT_MOST = 4
 """Merges whose files are kept; the least recently used goes first."""
-IN_USE = 600
-"""Seconds after its last use for which a merge's files stay, whatever their number."""
+HALF = 600
+"""Seconds after which a half-written recipe is nobody's that is being written now."""
 PIECE = 1 << 20
-
-
-def home() -> Path:
-    return Path(os.environ.get("MERGING_HOME") or Path.home() / ".cache" / "merging")
 
 
 def keep(made: "Made") -> None:
@@ -64,7 +68,7 @@ def files(identity: str) -> Path:
 
 
 def at_hand(identity: str) -> str:
-    """The folder of a merge's files, which are in use now; empty if there are none."""
+    """The folder of a merge's files, which are used now; empty if there are none."""
     folder = files(identity)
     try:
         os.utime(folder)
@@ -76,20 +80,30 @@ def at_hand(identity: str) -> str:
 def make_room(size: int) -> None:
     """Before so many bytes are written, remove files of merges beyond what is kept, and as many as
     the disk lacks room for. What killed runs left counts as well, and may yet be gone on with.
+
+    Raises MergeError where that does not do: what is being written or downloaded now stays.
     """
     folder = home() / "merges"
     folder.mkdir(parents=True, exist_ok=True)
-    found = _oldest_first(folder)
-    for number, path in enumerate(found):
-        beyond = len(found) - number >= AT_MOST or shutil.disk_usage(folder).free < size
-        if beyond and time.time() - _used(path) > IN_USE:
+    left = _oldest_first(folder)
+    for path in list(left):
+        if len(left) < AT_MOST and size <= hub.disk(folder)[1]:
+            return
+        with suppress(BlockingIOError, FileNotFoundError), _had(path, alone=True):
             shutil.rmtree(path, ignore_errors=True)
+            left.remove(path)
+    if len(left) >= AT_MOST:
+        what = f"Files of {len(left)} merges are being made or downloaded just now"
+        raise MergeError(f"{what}, and no more are kept: try again in a few minutes.")
+    if size > (free := hub.disk(folder)[1]):
+        what = f"The files need {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free"
+        raise MergeError(f"{what}: choose smaller models, or try again later.")
 
 
 def clean() -> None:
     """Remove what a killed app left of recipes, at the start; another app may write some now."""
     for path in (home() / "recipes").glob("*.draft"):
-        if time.time() - _used(path) > IN_USE:
+        if time.time() - _used(path) > HALF:
             path.unlink(missing_ok=True)
 
 
@@ -105,10 +119,43 @@ def _used(path: Path) -> float:
         return 0.0
 
 
+@contextmanager
+def _had(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Hold a folder as it is, with others or `alone`, as who writes it does.
+
+    Raises BlockingIOError where others do not allow it, FileNotFoundError where it is gone.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_NB | (fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a child has it too
+        os.close(handle)
+
+
 def zipped(folder: Path) -> Iterator[bytes]:
-    """A folder as one ZIP file while it is read: weights hardly compress, and nothing is copied."""
+    """A folder as one ZIP file while it is read: weights hardly compress, and nothing is copied.
+
+    The files stay until that ends. Raises OSError at once if they are gone.
+    """
+    pieces = _zipped(folder)
+    return chain([next(pieces)], pieces)
+
+
+def _zipped(folder: Path) -> Iterator[bytes]:
     out = _Pipe()
-    with ZipFile(out, "w", ZIP_STORED) as archive:  # type: ignore[call-overload]  # it only writes
+    os.utime(folder)
+    with _had(folder, alone=False), ZipFile(out, "w", ZIP_STORED) as archive:  # type: ignore[call-overload]  # it only writes
         for path in sorted(folder.iterdir()):
             info = ZipInfo.from_file(path, path.name)
             with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:

@@ -56,7 +56,11 @@ def test_ended_in_the_middle_of_an_answer_and_a_merge(
     left = {path.name for path in (tmp_path / "merging").rglob("*") if path.is_file()}
     other = plan(Recipe.from_yaml(OTHER)).identity
     assert {n for n in left if not n.startswith(other)} == {f"{made}.yaml", f"{long}.yaml"}
+    pushed = tmp_path / "merging" / "pushes" / "alice--killed"  # as of a push under way
+    pushed.mkdir(parents=True)
+    pushed.with_suffix(".lock").touch()
     with running(tmp_path) as app, connected(app) as client:
+        assert not pushed.exists()
         assert client.predict(made, SUM, 8, api_name="/chat") == said
         assert client.predict(TIES, api_name="/merge")["merge"] == made
         assert client.predict(OTHER, api_name="/merge")["merge"] == other

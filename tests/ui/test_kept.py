@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
+from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from merging.errors import MergeError
+from merging.merge import merge
+from merging.plan import plan
+from merging.sinks import Folder
 from merging.ui import kept
 from merging.ui.jobs import Made
+from merging.ui.routes import downloads
+from tests.conftest import recipe
 
-OLD = 2 * kept.IN_USE
-"""Seconds ago, for what nobody uses any longer."""
+OLD = 2 * kept.HALF
+"""Seconds ago, for what nobody writes any longer."""
 
 
 @pytest.fixture
@@ -68,30 +78,88 @@ def test_what_killed_runs_left_goes(home: Path) -> None:
 
 
 def test_files_beyond_their_number_go(home: Path) -> None:
-    """So that there are `AT_MOST` with those to come; what is in use stays."""
-    merges(home, OLD + 2, OLD + 1, OLD, OLD - 1, 1)
+    """So that there are `AT_MOST` with those to come, however lately all were used."""
+    merges(home, 5, 4, 3, 2, 1)
     kept.make_room(0)
     assert left(home / "merges") == ["m2", "m3", "m4"]
-    for path in (home / "merges").iterdir():
-        used(path, 1)
-    merges(home / "more", 1, 1)
-    for path in (home / "more" / "merges").iterdir():
-        path.rename(home / "merges" / f"n{path.name}")
-    kept.make_room(0)
-    assert len(left(home / "merges")) == 5
 
 
 def test_files_make_way_on_a_short_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as the room is lacking for, the least recently used first, and none in use."""
-    merges(home, OLD + 1, OLD, 1)
-    free = {3: 10, 2: 20, 1: 30}
-
-    class Usage:
-        def __init__(self, folder: Path) -> None:
-            self.free = free[len(left(folder))]
-
-    monkeypatch.setattr(kept.shutil, "disk_usage", Usage)
+    """As many as the room is lacking for, the least recently used first; or it is said."""
+    merges(home, 3, 2, 1)
+    monkeypatch.setattr(kept.hub, "disk", lambda at: (0, 40 - 10 * len(left(at))))
     kept.make_room(15)
     assert left(home / "merges") == ["m1", "m2"]
-    kept.make_room(100)
-    assert left(home / "merges") == ["m2"]
+    with pytest.raises(MergeError, match=r"need 0\.0 GB and the disk has 0\.0 GB free"):
+        kept.make_room(100)
+
+
+def test_files_that_are_downloaded_stay_until_then(home: Path) -> None:
+    """However long that takes; while it is all that are kept, no others are made."""
+    merges(home, *[OLD] * kept.AT_MOST)
+    streams = {path: kept.zipped(path) for path in sorted((home / "merges").iterdir())}
+    for path in streams:
+        used(path, OLD)
+    with pytest.raises(MergeError, match=r"Files of 4 merges are being .* try again"):
+        kept.make_room(0)
+    (first, whole), (second, broken), *_ = streams.items()
+    with ZipFile(BytesIO(b"".join(whole))) as found:
+        assert found.read("model.safetensors") == b"weights"
+    kept.make_room(0)
+    assert not first.exists() and second.exists()
+    merges(home / "more", OLD)
+    (home / "more" / "merges" / "m0").rename(first)
+    used(second, 2 * OLD)
+    del streams[second], broken  # its visitor is gone
+    kept.make_room(0)
+    assert first.exists() and not second.exists()
+    with pytest.raises(FileNotFoundError):
+        kept.zipped(second)
+
+
+def test_a_download_by_its_address(home: Path) -> None:
+    """The files as one ZIP, or in a sentence that there are none."""
+    text = "merge_method: linear\nmodels: [{model: assets/demo/a, parameters: {weight: 1}}]\n"
+    kept.keep(Made("m0", text, "Linear", ("a",), {}))
+    site = TestClient(Starlette(routes=[downloads(lambda _: True)]))
+    assert site.get("/merged/m0.zip").status_code == 404
+    merges(home, OLD)
+    answer = site.get("/merged/m0.zip")
+    assert answer.headers["content-disposition"].endswith('filename="merge-m0.zip"')
+    assert ZipFile(BytesIO(answer.content)).namelist() == ["model.safetensors"]
+    assert time.time() - (home / "merges" / "m0").stat().st_mtime < OLD / 2
+    assert "press" in site.get("/merged/m1.zip").text
+
+
+def test_a_download_ends_although_a_child_was_forked_meanwhile(home: Path) -> None:
+    """A worker that lives on does not hold what its parent has let go."""
+    merges(home, *[1] * kept.AT_MOST)
+    pieces = kept.zipped(home / "merges" / "m0")
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    process.start()
+    try:
+        assert b"".join(pieces)
+        used(home / "merges" / "m0", 2)
+        kept.make_room(0)
+    finally:
+        process.kill()
+        process.join()
+    assert left(home / "merges") == ["m1", "m2", "m3"]
+
+
+def test_files_that_are_written_stay(home: Path, pico: dict[str, Path]) -> None:
+    """What a killed run left does not."""
+    decided = plan(recipe("linear", [pico["a"], pico["c"]]))
+    merges(home, *[1] * kept.AT_MOST)
+    going = merge(decided, Folder(home / "merges" / "m9"))
+    next(going)
+    (partial,) = (home / "merges").glob("m9.partial-*")
+    killed = partial.with_name("m8.partial-0")
+    killed.mkdir()
+    for path in (partial, killed):
+        used(path, OLD)
+    kept.make_room(0)
+    assert partial.exists() and not killed.exists() and len(left(home / "merges")) == 3
+    for _ in going:
+        pass
+    assert (home / "merges" / "m9" / "model.safetensors").is_file()
