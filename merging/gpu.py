@@ -13,7 +13,7 @@ from typing import Any
 
 import spaces
 
-from merging import readiness, templates, trials
+from merging import readiness, refusals, templates, trials
 from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.job import (
@@ -74,10 +74,8 @@ def run(job: Job) -> Iterator[Event]:
                     raise MergeError(event.text)
                 yield event
     except Exception as error:
-        # ZeroGPU reports a lost worker and a spent quota with gradio's Error, unknown down here
-        if type(error).__module__.startswith("gradio"):
-            said = getattr(error, "message", error)
-            raise MergeError(f"The GPU did not finish: {said}. Try again.") from error
+        if granted() and (said := refusals.told(error)):
+            raise MergeError(said) from error
         raise
 
 
