@@ -64,4 +64,5 @@ def _sweep(page: Page, values: Values, own: gpu.Bill) -> Iterator[str]:
     except MergeError:
         return
     seconds = own.sweep(given.tokens, int(values[page.count] or 0))
-    yield f"sweep {seconds} s" if seconds < gpu.LONGEST else "sweep too much for one click"
+    most = " or more, too much for one click" if seconds >= gpu.LONGEST else ""
+    yield f"sweep {seconds} s{most}"

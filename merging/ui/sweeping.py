@@ -77,7 +77,7 @@ def run(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     if gpu.granted() and gpu.seconds(job) >= gpu.LONGEST:
         raise MergeError(
             f"This would take {gpu.LONGEST} s of GPU time or more, which is the most that one "
-            "sweep may have: choose fewer values, or fewer questions."
+            "sweep may have: choose fewer values, fewer questions or shorter answers."
         )
     slots = {made.pins[name]: slot for slot, name in forms.pickers_of(recipe).items() if name}
     names = [made.pins[name] for name in parents_of(recipe)]
