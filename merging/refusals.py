@@ -36,7 +36,7 @@ GRADIO = {
     r"^(\w+)$":
         f"{LOST}: the app failed there ({{}}), and its log says why. Press again, or choose other "
         "models.",
-    r"^(.*?)[. ]*$": f"{LOST}: {{}}.",
+    r"(?s)^(.*?)[.\s]*$": f"{LOST}: {{}}.",
 }  # fmt: skip
 """By what stands in a gradio error. The first that fits counts."""
 RUNTIME = {
