@@ -13,7 +13,7 @@ from typing import Any
 
 import spaces
 
-from merging import readiness, templates, trials
+from merging import readiness, refusals, templates, trials
 from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.job import (
@@ -36,9 +36,8 @@ from merging.sources import Local, open_source
 from merging.working import work
 
 __all__ = [
-    "MERGED", "Asking", "Bill", "Event", "Job", "Merged", "Merging", "Place", "Sweeping", "bill",
-    "granted", "merge_job", "place", "room", "run", "seconds",
-    "warm",
+    "MERGED", "Asking", "Bill", "Event", "Job", "Merged", "Merging", "Place", "Sweeping",
+    "granted", "merge_job", "place", "room", "run", "seconds", "sizes", "warm",
 ]  # fmt: skip
 
 ZERO_GPU = 48 * 10**9
@@ -48,7 +47,10 @@ CHECK = 40 + trials.NEW * len(trials.PROMPTS)
 AGAIN = 0.1
 """Of the price of a first merge, for each that follows it in a sweep: the files are in memory."""
 LONGEST = 120
-"""GPU seconds that are asked for at most."""
+"""GPU seconds that are asked for at most: all that a visitor without an account has in a day."""
+FACTOR = 1.5
+"""By what ZeroGPU multiplies a duration, if `spaces` does not say: that of the half Blackwell card
+that it lends by default, in spaces 0.51."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,8 @@ def run(job: Job) -> Iterator[Event]:
                     raise MergeError(event.text)
                 yield event
     except Exception as error:
-        # ZeroGPU reports a lost worker and a spent quota with gradio's Error, unknown down here
-        if type(error).__module__.startswith("gradio"):
-            said = getattr(error, "message", error)
-            raise MergeError(f"The GPU did not finish: {said}. Try again.") from error
+        if granted() and (said := refusals.told(error)):
+            raise MergeError(said) from error
         raise
 
 
@@ -92,14 +92,32 @@ def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
 
 
 def price(size: int, tokens: int, characters: int = 0) -> int:
-    """GPU seconds to ask for: loading and merging by bytes, answering by tokens, looking into an
+    """GPU seconds that are held against the visitor's quota before a job begins.
+
+    They are more than the job's duration where `spaces` multiplies that.
+    """
+    return round(_duration(size, tokens, characters) * _factor())
+
+
+def _duration(size: int, tokens: int, characters: int) -> int:
+    """Seconds on the GPU: loading and merging by bytes, answering by tokens, looking into an
     answer by characters, of which a token has one or more."""
-    return min(LONGEST, int(5 + 3 * size / 1e9 + tokens / 40 + characters / 2000))
+    needed = int(5 + 3 * size / 1e9 + tokens / 40 + characters / 2000)
+    return min(int(LONGEST / _factor()), needed)
+
+
+def _factor() -> float:
+    if not granted():
+        return 1.0
+    try:  # there on ZeroGPU alone, and no promise of `spaces`
+        return float(spaces.zero.config.get_config()["duration_factor"])
+    except (AttributeError, LookupError, TypeError):
+        return FACTOR
 
 
 @dataclass(frozen=True)
 class Bill:
-    """What clicks ask for, of models of `size` bytes in so many columns, the merge's included."""
+    """What clicks ask for, where models of `size` bytes are needed and so many `columns` answer."""
 
     size: int
     columns: int
@@ -116,15 +134,29 @@ class Bill:
         """All read one answer, with its conversation."""
         return price(self.size, 0, characters * self.columns)
 
+    def sweep(self, tokens: int, values: int) -> int:
+        """Merges at so many values, each scored by so many tokens, like the columns before."""
+        return price(*_swept(self.size, self.columns, tokens, values))
 
-def bill(plan: Plan) -> Bill:
-    """Of a merge that has not been made, with its parents."""
-    size = sum(i.size * i.dtype.itemsize for s in plan.sources for i in s.tensors.values())
-    return Bill(size, len(plan.columns) + 1)
+
+def sizes(plan: Plan) -> dict[str, int]:
+    """Bytes of a merge's models, by their pinned names."""
+    each = {s.name: s.tensors.values() for s in plan.sources}
+    return {name: sum(i.size * i.dtype.itemsize for i in own) for name, own in each.items()}
+
+
+def _swept(size: int, parents: int, tokens: int, values: int) -> tuple[int, int]:
+    """Bytes and tokens of a sweep."""
+    return size + int(AGAIN * size * values), tokens * (values + parents)
 
 
 def seconds(job: Job) -> int:
-    """What a job asks for."""
+    """What a job asks for, as `price` counts it."""
+    return price(*_needs(job))
+
+
+def _needs(job: Job) -> tuple[int, int, int]:
+    """Bytes to load, tokens to say, characters to read."""
     merges = [*{*job.merges.values()}]
     places = [*({*job.places} - {*job.parents})]
     places += [parent for each in merges if not each.written() for parent in each.parents]
@@ -136,12 +168,18 @@ def seconds(job: Job) -> int:
     read = job.inspection.characters() if job.inspection else 0
     size = sum(file.stat().st_size for file in files)
     if job.sweep:
-        size += int(AGAIN * size * len(job.sweep.recipes))
-        tokens += job.sweep.exam.tokens * (len(job.sweep.recipes) + len(job.sweep.parents))
-    return price(size, tokens + CHECK * job.check, read)
+        parents, values = len(job.sweep.parents), len(job.sweep.recipes)
+        size, said = _swept(size, parents, job.sweep.exam.tokens, values)
+        tokens += said
+    return size, tokens + CHECK * job.check, read
 
 
-@spaces.GPU(duration=seconds)  # type: ignore[untyped-decorator]  # spaces has no types
+def _asked(job: Job) -> int:
+    """A job's duration, as `spaces` is told it."""
+    return _duration(*_needs(job))
+
+
+@spaces.GPU(duration=_asked)  # type: ignore[untyped-decorator]  # spaces has no types
 def _on_device(job: Job) -> Iterator[Event | _Failed]:
     templates.start()  # a fresh worker has none, and the models take longer to load
     try:

@@ -50,6 +50,7 @@ def remerged(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         yield {page.visit: before}
         raise
     kept.keep(made)
+    yield {page.sizes: dict(made.sizes)}
     visit = visit.merged(made)
     if values[page.again] and visit.asked:
         visit, question = _put(page, values, visit, visit.asked, {}, {gpu.MERGED: made})

@@ -154,9 +154,9 @@ def _checked(page: Page, visitor: Visitor, text: str, *, local: bool = False) ->
     """The plan's notes, and the commits that it pinned. `local`: only if that needs no network."""
     recipe = Recipe.from_yaml(text)
     if local and not all(name.startswith("assets/demo/") for name in recipe.names()):
-        yield {page.notes: look.hint("Not checked yet: press Check, or Merge.")}
+        yield {page.notes: look.hint("Not checked yet: press Check, or Merge."), page.sizes: None}
         return
-    yield {page.notes: look.hint("Checking …")}
+    yield {page.notes: look.hint("Checking …"), page.sizes: None}
     decided, notes = jobs.check(recipe, replace(visitor, pins={}))
     pins = {page.pins: jobs.pins_of(recipe, decided)}
-    yield {page.notes: look.notes(notes), page.bill: gpu.bill(decided)} | pins
+    yield {page.notes: look.notes(notes), page.sizes: gpu.sizes(decided)} | pins

@@ -5,7 +5,7 @@ Downloads happen here, on the page's side, and never inside a GPU call.
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from merging import costs, gpu, hub
 from merging.chat import Message
@@ -27,7 +27,8 @@ LENGTH = 128
 class Made:
     """A merge that can be asked, and made again anywhere: its recipe is pinned.
 
-    `columns` are its models as they were written, `pins` the commits of all that it names.
+    `columns` are its models as they were written, `pins` the commits of all that it names, `sizes`
+    their bytes by pinned name.
     """
 
     identity: str
@@ -35,6 +36,7 @@ class Made:
     title: str
     columns: tuple[str, ...]
     pins: Mapping[str, str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def check(recipe: Recipe, visitor: Visitor) -> tuple[Plan, tuple[Note, ...]]:
@@ -45,9 +47,9 @@ def check(recipe: Recipe, visitor: Visitor) -> tuple[Plan, tuple[Note, ...]]:
     notes = (*decided.notes, *costs.notes(spent))
     if not gpu.granted():
         return decided, notes
-    bill = gpu.bill(decided)
-    told = f"A merge asks for {bill.merge(LENGTH)} s of your GPU time, "
-    told += f"a question to all for {bill.ask(LENGTH)} s"
+    bill = gpu.Bill(sum(gpu.sizes(decided).values()), len(decided.columns) + 1)
+    told = f"A merge asks for {bill.merge(LENGTH)} s of your GPU time, a question to all for "
+    told += f"{bill.ask(LENGTH)} s, with answers of {LENGTH} tokens"
     return decided, (*notes, Note("green", told))
 
 
@@ -62,7 +64,9 @@ def make(recipe: Recipe, visitor: Visitor) -> Generator[gpu.Event, None, tuple[M
         decided = yield from fetched(plan(recipe, find=visitor.find), token=visitor.token)
     title, pinned = decided.method.title, decided.recipe
     pins = pins_of(recipe, decided)
-    made = Made(decided.identity, pinned.to_yaml(), title, decided.columns, pins)
+    made = Made(
+        decided.identity, pinned.to_yaml(), title, decided.columns, pins, gpu.sizes(decided)
+    )
     return made, gpu.merge_job(decided)
 
 

@@ -62,7 +62,7 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     )
     return Page(
         private=private, pending=Pending(), presets=known, buttons=buttons, visit=gr.State(Visit()),
-        pins=gr.State({}), kept=kept, past=past, **parts,
+        pins=gr.State({}), sizes=gr.State(None), merges=gr.State([]), kept=kept, past=past, **parts,
     )  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         buttons["ask"] = gr.Button("Ask", variant="primary", elem_id="ask", min_width=80, scale=0)
         buttons["stop"] = gr.Button("Stop", elem_id="stop", min_width=70, scale=0)
     status = gr.HTML(elem_id="status")
-    price = gr.HTML(elem_id="price", visible=gpu.granted())
+    price = gr.HTML(look.UNPRICED, elem_id="price", visible=gpu.granted())
     examples = gr.Dataset(
         components=[gr.Textbox(visible=False)], samples=[[q] for q in first.questions],
         label="Try", elem_id="examples",
@@ -171,7 +171,7 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         "tab": tab, "row": row, "columns": columns, "legend": legend, "booths": booths,
         "unnamed": unnamed, "verdict": verdict, "tally": tally, "question": question,
         "status": status, "price": price, "examples": examples, "show_base": show_base,
-        "folded": folded, "saved": gr.JSON(visible=False), "bill": gr.State(None),
+        "folded": folded, "saved": gr.JSON(visible=False),
     }  # fmt: skip
 
 

@@ -32,6 +32,8 @@ CHECKING = '<p class="hint">Checking whether it works …</p>'
 """Beneath a new merge, until its verdict is there."""
 UNJUDGED = ("", "", None)
 """A merge's identity, its line and whether it works, before there is a verdict."""
+UNPRICED = '<p class="hint">What clicks ask of your GPU time is known after a check.</p>'
+"""Where the page tells it, before there is one."""
 HEAD = """<div class="top"><h1>Merge playground</h1>
 <p>Merge two or three models, then ask all of them at once.</p></div>"""
 

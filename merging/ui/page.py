@@ -19,7 +19,9 @@ class Page:
     """Every component that an event reads or writes.
 
     `private`: whether only this machine's own user can open the page; `pending`: who has asked for
-    something; `pins` are the commits at which models were checked.
+    something; `pins` are the commits at which models were checked. What clicks cost is counted by
+    `sizes`, bytes of the recipe's models by pinned name, None until it is checked; and `merges`,
+    identities of those in columns, with the sizes of their models.
     """
 
     private: Callable[[gr.Request], bool]
@@ -58,7 +60,6 @@ class Page:
     question: gr.Textbox
     status: gr.HTML
     price: gr.HTML
-    bill: gr.State
     examples: gr.Dataset
     show_base: gr.Checkbox
     blind: gr.Checkbox
@@ -109,6 +110,8 @@ class Page:
     buttons: Mapping[str, gr.Button]
     visit: gr.State
     pins: gr.State
+    sizes: gr.State
+    merges: gr.State
     kept: gr.BrowserState
     past: gr.BrowserState
 
@@ -131,6 +134,11 @@ class Page:
         """Inputs of whatever runs a sweep."""
         return {self.recipe, self.rows, self.knob, self.low, self.high, self.count, self.scored_on}
 
+    def counted(self) -> set[Any]:
+        """Inputs of whatever tells what clicks cost."""
+        asked = {self.sizes, self.merges, self.pins, *self.form.pickers.values()}
+        return {*asked, *self.options(), *self.sweeping()}
+
     def curve(self) -> set[Any]:
         """Outputs of whatever draws a sweep."""
         parts = {self.swept, self.swept_status, self.plot, self.point, self.numbers}
@@ -145,7 +153,7 @@ class Page:
         parts = {part for c in self.columns.values() for part in (c.head, c.chat)}
         parts |= {part for b in self.unnamed for part in (b.box, b.head, b.chat, b.best)}
         parts |= {self.columns[PINNED].box}
-        stage = {self.row, self.booths, self.verdict, self.legend, self.tally}
+        stage = {self.row, self.booths, self.verdict, self.legend, self.tally, self.merges}
         return {self.visit, *parts, *stage}
 
     def pictures(self) -> set[Any]:
@@ -169,4 +177,4 @@ class Page:
 
     def checked(self) -> set[Any]:
         """Outputs of whatever checks a recipe."""
-        return {self.notes, self.pins, self.bill}
+        return {self.notes, self.pins, self.sizes}

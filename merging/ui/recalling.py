@@ -71,7 +71,7 @@ def chat(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     past = _chosen(page, values)
     text, pins = past.written().to_yaml(), {**visitor.pins, **past.pins}
     filled = {page.preset: None, page.why: "", page.pins: pins, page.past_status: ""}
-    yield choosing.filled(page, text) | filled
+    yield choosing.filled(page, text) | filled | {page.sizes: None}
     try:
         yield from asking.remerged(
             page, replace(visitor, pins=pins), {**values, page.recipe: text, page.pins: pins}

@@ -35,6 +35,7 @@ def stage(page: Page, visit: Visit, values: Values) -> Updates:
         page.booths: gr.update(visible=bool(ballot)),
         page.verdict: gr.update(visible=over),
         page.columns[PINNED].box: gr.update(visible=bool(visit.pinned)),
+        page.merges: [(made.identity, dict(made.sizes)) for made in visit.merges.values()],
     }
     for number, booth in enumerate(page.unnamed):
         there = bool(ballot and number < len(ballot.places))

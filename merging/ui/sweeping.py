@@ -72,12 +72,12 @@ def run(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     knob = _knob(recipe, values[page.knob])
     low, high = (float(values[part] or 0) for part in (page.low, page.high))
     recipes = along(recipe, knob, low, high, int(values[page.count] or 0))
-    steps = jobs.sweep(recipe, recipes, _exam(page, values), visitor)
+    steps = jobs.sweep(recipe, recipes, exam_of(page, values), visitor)
     made, job = yield from asking.followed(page, steps, "swept_status")
     if gpu.granted() and gpu.seconds(job) >= gpu.LONGEST:
         raise MergeError(
             f"This would take {gpu.LONGEST} s of GPU time or more, which is the most that one "
-            "sweep may have: choose fewer values, or fewer questions."
+            "sweep may have: choose fewer values, fewer questions or shorter answers."
         )
     slots = {made.pins[name]: slot for slot, name in forms.pickers_of(recipe).items() if name}
     names = [made.pins[name] for name in parents_of(recipe)]
@@ -148,7 +148,8 @@ def save(page: Page, visitor: Visitor, values: Values, kind: str) -> Iterator[Up
     yield {page.saved: transcript.file("sweep", kind, text), page.swept_status: gr.skip()}
 
 
-def _exam(page: Page, values: Values) -> Exam:
+def exam_of(page: Page, values: Values) -> Exam:
+    """What is scored. Raises MergeError where nothing can be."""
     asked = sheet.read(values[page.rows] or ())
     how = asking.settings(page, values)
     return exam(asked, texts=values[page.scored_on] == TEXTS, **how)

@@ -1,5 +1,6 @@
 """A stand-in for ZeroGPU's device service: grants every request, by a worker that is cold, or by
-the last one if it lives, where ZERO_WORKERS says `warm`; now and then where it says `random`.
+the last one if it lives, where ZERO_WORKERS says `warm`; now and then where it says `random`. What
+is put into NEXT is answered instead, once each.
 
 Import it before `spaces`, whose own wrappers then run as on a Space. It has no GPU, and puts
 nothing in the place of the wrappers but their layer over CUDA. Requests are appended to the file
@@ -13,6 +14,8 @@ import sys
 import tempfile
 import threading
 import types
+from collections import deque
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,29 +24,53 @@ from urllib.parse import parse_qsl, urlsplit
 GRANT = {"nvidiaIndex": 0, "nvidiaUUID": "GPU-none", "allowToken": "granted"}
 WARM = {"cold": 0.0, "random": 0.5, "warm": 1.0}
 """How often the last worker may be used again."""
+CARD = "Model: NVIDIA RTX PRO 6000 Blackwell Server Edition"
+"""As its driver says it on a Space, half of which is lent."""
 LAYER = "spaces.zero.torch"
 """What emulates CUDA in the app's own process, and needs a build of torch that has CUDA."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """To /schedule; of one that is not `whole` the end is missing when the connection breaks."""
+
+    status: int = 200
+    body: str = "{}"
+    kind: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+    whole: bool = True
+
+
+NEXT: deque[Answer] = deque()
+
+
 class Service(BaseHTTPRequestHandler):
-    """Answers /schedule with a grant and everything else with an empty object."""
+    """Answers /schedule with a grant, or what is next, and all else with an empty object."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         url = urlsplit(self.path)
         _note({"path": url.path, **dict(parse_qsl(url.query))})
-        warm = WARM[os.environ.get("ZERO_WORKERS", "cold")]
-        grant = GRANT | {"idle": random.random() < warm}
-        body = json.dumps(grant if url.path == "/schedule" else {}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
+        asked = url.path == "/schedule"
+        answer = NEXT.popleft() if asked and NEXT else Answer(body=_grant() if asked else "{}")
+        body = answer.body.encode()
+        self.send_response(answer.status)
+        self.send_header("content-type", answer.kind)
+        self.send_header("content-length", str(len(body) + (not answer.whole)))
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+        self.close_connection |= not answer.whole
 
     def log_message(self, format: str, *values: Any) -> None:
         """Nothing on the terminal."""
+
+
+def _grant() -> str:
+    warm = WARM[os.environ.get("ZERO_WORKERS", "cold")]
+    return json.dumps(GRANT | {"idle": random.random() < warm})
 
 
 def _note(request: dict[str, Any]) -> None:
@@ -73,3 +100,6 @@ def start() -> None:
     os.environ["SPACES_ZERO_DEVICE_API_URL"] = f"http://127.0.0.1:{server.server_port}"
     os.environ["ZEROGPU_PROC_SELF_CGROUP_PATH"] = str(group)
     sys.modules[LAYER] = _layer()
+    from spaces.zero import config
+
+    config._read_gpu_information = lambda: CARD

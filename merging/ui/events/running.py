@@ -20,7 +20,8 @@ def running(page: Page) -> list[Any]:
     run = in_turn("sheet_status", examining.run)
     examined = on(page.buttons["run-sheet"].click, run, page, page.asking(),
                    page.examined(), **ASKING, **queued(page.sheet_status))  # fmt: skip
-    merged = {page.progress, page.sanity, page.judged, page.pins, *page.answered()}
+    known = {page.judged, page.pins, page.sizes}
+    merged = {page.progress, page.sanity, *known, *page.answered()}
     past = {page.past, page.listing}
     merge, recall = in_turn("progress", asking.merge), in_turn("past_status", recalling.chat)
     merging = [

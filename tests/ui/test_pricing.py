@@ -1,0 +1,218 @@
+"""What the page says that clicks will ask of a visitor's GPU time: its handlers, as functions, and
+once the page itself over the fake device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+import pytest
+from playwright.sync_api import expect
+
+from merging import gpu
+from merging.errors import MergeError
+from merging.nexttoken import Inspection
+from merging.recipe import Recipe
+from merging.ui import asking, choosing, comparing, jobs, look, pricing, sweeping
+from merging.ui.layout import layout
+from merging.ui.page import Page
+from merging.ui.visitor import Visitor
+from tests.hub import LocalHub
+from tests.ui.models import TIES
+from tests.ui.playground import Playground
+from tests.ui.running import ROOT, App, running
+
+VISITOR = Visitor(folders=True)
+SLERP = Recipe.from_yaml(
+    "merge_method: slerp\nmodels:\n- model: assets/demo/a\n- model: assets/demo/b\n"
+    "base_model: assets/demo/a\nparameters: {t: 0.5}\n"
+).to_yaml()
+AWAY = TIES.replace("assets/demo/", "somebody/")
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    async def built() -> Page:
+        with gr.Blocks():
+            return layout(lambda _: True)
+
+    return asyncio.run(built())  # where no loop runs, gradio leaves one open
+
+
+@pytest.fixture
+def values(page: Page, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """Of a page that has just been opened, where seconds are granted."""
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    states = {page.visit, page.sheet, page.pins, page.sizes, page.merges, page.judged}
+    inputs = {*page.asking(), *page.counted(), *states}
+    return {part: part.value for part in inputs}
+
+
+def done(updates: Iterator[Any], values: dict[Any, Any]) -> list[Any]:
+    """All updates of a handler, which are also put into the values."""
+    every = list(updates)
+    for each in every:
+        for part, value in each.items():
+            if isinstance(value, dict) and value.get("__type__") == "update":
+                value = value.get("value", values.get(part))
+            values[part] = value
+    return every
+
+
+def told(page: Page, values: dict[Any, Any]) -> str:
+    (update,) = pricing.show(page, VISITOR, values)
+    return str(update[page.price])
+
+
+def job(page: Page, values: dict[Any, Any]) -> gpu.Job:
+    """Whoever would answer a question, without one."""
+    steps = jobs.job_of(asking.names(page, values), values[page.visit].merges, VISITOR)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        found: gpu.Job = end.value
+    return found
+
+
+def clicks(page: Page, values: dict[Any, Any]) -> dict[str, gpu.Job]:
+    """The jobs of clicks, by what they are called."""
+    asked, tokens = job(page, values), values[page.tokens]
+    talks = dict.fromkeys(asked.answering, ({"role": "user", "content": "?"},))
+    question = asking.question_of(page, values, talks)
+    silent = dict.fromkeys(asked.answering, ())
+    looking = Inspection(silent, "x" * pricing.CHARACTERS * tokens, gpu.MERGED)
+    return {
+        "Ask, Retry or New seed": replace(asked, questions=(question,)),
+        "question sheet": replace(asked, questions=(question,) * 2),
+        "looking into an answer": replace(asked, inspection=looking),
+    }
+
+
+def check(page: Page, values: dict[Any, Any], text: str) -> None:
+    done(choosing.open_recipe(page, VISITOR, {page.recipe: text}), values)
+
+
+def merge(page: Page, values: dict[Any, Any]) -> None:
+    done(asking.merge(page, VISITOR, values), values)
+
+
+def test_a_click_is_said_to_ask_for_what_its_job_asks(page: Page, values: dict[Any, Any]) -> None:
+    """Whoever answers is counted: the parents, the merge, a pinned merge of other models, the base;
+    and what is set."""
+    values[page.rows] = [["one?", ""], ["", ""], ["two?", "2"]]
+
+    def agree() -> int:
+        needed, *_ = gpu._needs(job(page, values))  # the files have headers besides
+        assert 0 <= needed - pricing._asked(page, values).size < needed / 50
+        found = {name: gpu.seconds(asked) for name, asked in clicks(page, values).items()}
+        assert all(f"{name} {seconds} s" in told(page, values) for name, seconds in found.items())
+        return found["Ask, Retry or New seed"]
+
+    values[page.tokens] = 256
+    check(page, values, SLERP)
+    parents = agree()
+    merge(page, values)
+    merged = agree()
+    done(comparing.pin(page, VISITOR, values), values)
+    check(page, values, TIES)
+    merge(page, values)
+    pinned = agree()
+    values[page.show_base] = True
+    everybody = agree()
+    assert parents < merged < pinned < everybody
+    done(comparing.unpin(page, VISITOR, values), values)
+    assert agree() == pinned
+    values[page.tokens] = 1024
+    assert agree() == gpu.LONGEST
+
+
+def test_a_merge_and_a_sweep(page: Page, values: dict[Any, Any]) -> None:
+    """Of the recipe and its base, whoever answers."""
+    values[page.rows], values[page.count] = [["What is 38 + 27?", "65"], ["Who are you?", "Ada"]], 5
+    check(page, values, TIES)
+    recipe = Recipe.from_yaml(TIES)
+    for tokens in (64, 512):
+        values[page.tokens] = tokens
+        steps = jobs.make(recipe, VISITOR)
+        made = ended(steps)[1]
+        alone = {gpu.MERGED: ({"role": "user", "content": "?"},)}
+        question = asking.question_of(page, values, alone)
+        made = replace(made, questions=(question,), check=True)
+        assert f"Merge {gpu.seconds(made)} s" in told(page, values)
+        recipes = dict.fromkeys(map(float, range(5)), recipe)
+        swept = ended(jobs.sweep(recipe, recipes, sweeping.exam_of(page, values), VISITOR))[1]
+        said = f"sweep {gpu.seconds(swept)} s"
+        if tokens == 512:
+            said = "sweep 120 s or more, too much for one click"
+        assert f" · {said}." in told(page, values)
+    values[page.rows] = [["Who are you?", ""]]
+    assert "sweep" not in told(page, values)
+
+
+def ended(steps: Any) -> Any:
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value
+
+
+def test_nothing_is_told_of_another_recipe(page: Page, values: dict[Any, Any]) -> None:
+    """Models that were not checked, or whose check fails, have no price, and not the last one's."""
+    check(page, values, TIES)
+    assert "Merge" in told(page, values)
+    check(page, values, AWAY)
+    assert "Not checked yet" in values[page.notes]
+    assert told(page, values) == look.UNPRICED
+    check(page, values, TIES)
+    wrong = TIES.replace("assets/demo/b", "assets/demo/missing")
+    done(choosing.check(page, VISITOR, {page.recipe: wrong}), values)
+    assert told(page, values) == look.UNPRICED
+
+
+def test_a_merge_has_its_models_priced_before_the_device_is_asked(
+    page: Page, values: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the recipe came by a link, and where no GPU is granted then."""
+
+    def refused(_: gpu.Job) -> Iterator[gpu.Event]:
+        assert values[page.sizes]
+        raise MergeError("No GPU was free: press again in a minute.")
+        yield
+
+    monkeypatch.setattr(jobs, "run", refused)
+    values[page.recipe] = TIES
+    for updates in asking.merge(page, VISITOR, values):
+        values |= updates
+    assert "No GPU was free" in values[page.progress]
+    assert "Merge" in told(page, values)
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory, local_hub: LocalHub) -> Iterator[App]:
+    """The app over the fake device, in place of the one that other modules share."""
+    start = (str(ROOT / "tests" / "zero" / "start.py"), "app.py")
+    hub = {"HF_ENDPOINT": local_hub.url, "HF_HUB_DISABLE_XET": "1"}
+    with running(tmp_path_factory.mktemp("zero"), start, **hub) as started:
+        yield started
+
+
+@pytest.mark.browser
+def test_the_page_follows(visit: Callable[..., Playground]) -> None:
+    """5 s and a fortieth a token, times 1.5: of both parents, then of the merge as well."""
+    playground = visit().ready()
+    price = playground.part("price")
+    expect(price).to_contain_text("New seed 16 s")
+    playground.merge()
+    expect(price).to_contain_text("New seed 21 s")
+    playground.part("pin").click()
+    expect(price).to_contain_text("New seed 26 s")
+    playground.paste(TIES.replace("assets/demo/", "org/"))
+    expect(price).to_have_text("What clicks ask of your GPU time is known after a check.")
+    playground.merge()
+    expect(price).to_contain_text("New seed 26 s")
