@@ -37,6 +37,8 @@ TICK = 0.08
 """Seconds between two looks at what the columns have said."""
 HEARTBEAT = 1.0
 """Seconds without a token after which the last reply comes again: who has gone is noticed then."""
+TOP_K = 50
+"""Likeliest tokens that `generate` samples from where a model's own settings do not say."""
 PIECE = 512
 """Tokens of a prompt that are read in one go: others wait so long, and so does Stop."""
 
@@ -325,8 +327,8 @@ def _sampling(settings: Any, temperature: float) -> LogitsProcessorList:
         steps.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
     if temperature > 0:
         steps.append(TemperatureLogitsWarper(float(temperature)))
-        if settings.top_k:
-            steps.append(TopKLogitsWarper(settings.top_k))
+        if top_k := TOP_K if settings.top_k is None else settings.top_k:
+            steps.append(TopKLogitsWarper(top_k))
         if settings.top_p is not None and settings.top_p < 1:
             steps.append(TopPLogitsWarper(settings.top_p))
     return steps

@@ -83,6 +83,13 @@ def chat(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 
 
 @shows_errors("past_status")
+def share(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """The recipe of one, its models at the commits of then."""
+    yield {page.saved: None}
+    yield {page.saved: {"text": _chosen(page, values).recipe}, page.past_status: ""}
+
+
+@shows_errors("past_status")
 def forget(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Take one off the list; where it stands as a column it goes on."""
     past = _chosen(page, values)

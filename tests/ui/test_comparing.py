@@ -244,6 +244,8 @@ def test_a_marked_answer_is_copied_as_it_was_written(visit: Visit) -> None:
     playground.part("copy-merged").click()
     expect(playground.part("status")).to_contain_text("copied")
     assert playground.page.evaluate("navigator.clipboard.readText()") == "la porte blanche"
+    playground.part("ask").click()
+    expect(playground.part("status").locator(".failure")).to_be_visible()  # which came after it
 
 
 def test_answers_inject_nothing() -> None:

@@ -126,6 +126,8 @@ def test_the_link_is_copied(visit: Visit) -> None:
     playground.part("class-link").click()
     expect(playground.part("recipe-status")).to_contain_text("Link copied")
     copied = page.evaluate("navigator.clipboard.readText()")
+    playground.paste("no recipe")
+    expect(playground.part("recipe-status").locator(".failure")).to_be_visible()
     page.goto(copied)
     scale(fixed(playground), "0.7")
 

@@ -1,5 +1,7 @@
 """How an event reaches a handler of the page, and who is asking there; it knows no handler."""
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -25,6 +27,19 @@ def queued(*where: Any) -> dict[str, Any]:
     Chats among these are not edited meanwhile; the style hides it there.
     """
     return {"show_progress": "minimal", "show_progress_on": [*where]}
+
+
+def linking(
+    trigger: Any, page: Page, status: Any, source: Any = None, *, fixed: bool = False
+) -> None:
+    """Have the browser copy a link to the recipe in `source`, or to the one that was just saved, if
+    any; `status` says what became of it.
+    """
+    space = json.dumps(os.environ.get("SPACE_ID", ""))
+    link = f"window.playground.link(found.text || found, {space}, {json.dumps(fixed)})"
+    trigger(
+        None, [source or page.saved, status], status, js=f"(found, said) => found ? {link} : said"
+    )
 
 
 def handling(handler: Handler, page: Page) -> Callable[..., Iterator[Updates]]:

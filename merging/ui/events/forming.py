@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ import gradio as gr
 from merging import readiness
 from merging.ui import choosing, finding, look, presenting
 from merging.ui import form as forms
-from merging.ui.events.binding import on
+from merging.ui.events.binding import linking, on
 from merging.ui.page import Page
 from merging.ui.visitor import visitor
 
@@ -32,12 +31,10 @@ def forming(page: Page) -> None:
     for control in page.form.controls.values():
         on(control.input, choosing.change_form, page, form, {page.recipe, page.notes},
             queue=False, **last)  # fmt: skip
-    space = os.environ.get("SPACE_ID", "")
-    say = f"(text) => window.playground.link(text, {json.dumps(space)}"
-    buttons["link"].click(None, [page.recipe], js=f"{say})")
+    linking(buttons["link"].click, page, page.recipe_status, page.recipe)
     fixing = on(buttons["class-link"].click, presenting.share, page, {page.recipe, page.pins},
                  {page.saved, page.recipe_status}, queue=False)  # fmt: skip
-    fixing.then(None, page.saved, js=f"(made) => made && ({say}, {{fixed: true}}))(made.text)")
+    linking(fixing.then, page, page.recipe_status, fixed=True)
     buttons["download"].click(None, [page.recipe], js="(text) => window.playground.download(text)")
 
 

@@ -1,7 +1,5 @@
 """Events of what is done with answers and merges that are there, panel by panel."""
 
-import json
-import os
 from functools import partial
 from typing import Any
 
@@ -23,10 +21,13 @@ from merging.ui import (
 )  # fmt: skip
 from merging.ui.api import ASKING, LIMIT
 from merging.ui.blind import BAD, TIE
-from merging.ui.events.binding import on, queued
+from merging.ui.events.binding import linking, on, queued
 from merging.ui.page import Page
 from merging.ui.turn import in_turn
 from merging.ui.visit import PINNED
+
+COPY = """(copied) => window.playground.copy(copied.text, "Answer copied.",
+    "The browser did not let it be copied.")"""
 
 
 def answers(page: Page) -> None:
@@ -58,7 +59,7 @@ def answers(page: Page) -> None:
         gone.then(None, js="() => window.playground.refocus()")
     copying = on(page.columns["merged"].buttons["copy"].click, comparing.copy, page, {page.visit},
                   {page.saved}, **quick)  # fmt: skip
-    copying.then(None, page.saved, js="(copied) => window.playground.copy(copied.text)")
+    copying.then(None, page.saved, page.status, js=COPY)
     named = [column.buttons["wide"] for column in page.columns.values()]
     for wide in (*named, *(booth.wide for booth in page.unnamed)):
         wide.click(None, js=f"() => window.playground.enlarge('{wide.elem_id}')")
@@ -156,9 +157,9 @@ def history(blocks: gr.Blocks, page: Page) -> None:
             **quick)  # fmt: skip
     on(page.buttons["forget-past"].click, recalling.forget, page, asked,
         {page.past, page.past_status}, **quick)  # fmt: skip
-    space = json.dumps(os.environ.get("SPACE_ID", ""))
-    say = f"(past, id) => window.playground.linkPast(past, id, {space})"
-    page.buttons["link-past"].click(None, [page.past, page.listing], js=say)
+    sharing = on(page.buttons["link-past"].click, recalling.share, page, asked,
+                  {page.saved, page.past_status}, **quick)  # fmt: skip
+    linking(sharing.then, page, page.past_status)
 
 
 def prices(page: Page) -> None:
