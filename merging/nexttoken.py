@@ -78,7 +78,8 @@ class Distance:
 
 @dataclass(frozen=True)
 class NextTokens:
-    """What was seen: `tokens` are the answer's in pieces of its text, `choices` by column.
+    """What was seen: `tokens` are the answer's in pieces of its text, `said` the one at the position
+    by its name in the vocabulary (None after the last), `choices` by column.
 
     `distances` has one for each of the tokens, by column, without the answering one's. A column
     in `failed` could not read the answer, for the reason given.
@@ -87,6 +88,7 @@ class NextTokens:
     column: str
     position: int
     tokens: tuple[str, ...]
+    said: str | None
     choices: Mapping[str, tuple[Choice, ...]]
     distances: Mapping[str, tuple[Distance, ...]]
     failed: Mapping[str, str]
@@ -130,7 +132,8 @@ def next_tokens(
         choices[name] = other.choices or (yield from _apart(other, asked, pasts))
     distances = {n: tuple(other.distances[: len(own.answer)]) for n, other in others.items()}
     tokens = tuple(asked.answer[a:b] for a, b in pairwise(own.starts))
-    yield NextTokens(asked.column, position, tokens, choices, distances, failed)
+    said = own.names()[position] if position < len(own.answer) else None
+    yield NextTokens(asked.column, position, tokens, said, choices, distances, failed)
 
 
 def _along(

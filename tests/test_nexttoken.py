@@ -201,6 +201,7 @@ def test_other_tokens_for_the_same_text(loaded: dict[str, Loaded]) -> None:
     answer = "w5 w23 w7"
     seen = look({"a": letters, "c": loaded["c"]}, answer, position=4)
     assert seen.tokens == ("w", "5 ", "w", "2", "3 ", "w", "7")
+    assert (seen.tokens[4], seen.said) == ("3 ", "3")  # marked though its text is cut otherwise
     before = [d.missing for d in seen.distances["c"]]
     assert [m == 1 for m in before] == [False, True, False, True, True, False, True]
     assert all(d.nats is None for d in seen.distances["c"])

@@ -106,8 +106,9 @@ def _near(distances: Mapping[str, Distance]) -> str:
 
 def _bars(found: NextTokens) -> str:
     """Five likeliest tokens of every column, and how far each is from the merged one there."""
-    said = found.tokens[found.position] if found.position < len(found.tokens) else None
-    what = "After the last token" if said is None else f"Token {found.position + 1}, “{said}”"
+    text = found.tokens[found.position] if found.position < len(found.tokens) else None
+    what = "After the last token" if text is None else f"Token {found.position + 1}, “{text}”"
+    said = (found.said, text)
     columns = "".join(
         f"<div>{look.column_head(slot, '', _far(found, slot))}{_choices(choices, said)}</div>"
         for slot, choices in sorted(found.choices.items(), key=lambda item: item[0] == gpu.MERGED)
@@ -129,11 +130,14 @@ def _far(found: NextTokens, slot: str) -> str:
     return f"{at.nats:.2f} nats from merged" + (f" · {unknown}" if at.missing >= 0.005 else "")
 
 
-def _choices(choices: tuple[Choice, ...], said: str | None) -> str:
+def _choices(choices: tuple[Choice, ...], said: tuple[str | None, str | None]) -> str:
+    """The likeliest, with a mark at what was said: by its name, or by its text if names differ."""
+    name, text = said
+    marks = [" class=said" if c.token == name or c.text == text else "" for c in choices]
     rows = "".join(
-        f"<li{' class=said' if c.text == said else ''}><code>{_shown(c.text)}</code>"
+        f"<li{mark}><code>{_shown(c.text)}</code>"
         f'<i style="width:{100 * c.probability:.0f}%"></i><b>{c.probability:.0%}</b></li>'
-        for c in choices
+        for c, mark in zip(choices, marks, strict=True)
     )
     return f"<ol>{rows}</ol>"
 
