@@ -78,7 +78,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class NextTokens:
-    """What was seen: `tokens` are the answer's in pieces of its text, `said` the one at the position
+    """What was seen: `tokens` are the answer's in pieces of its text, `said` the one at `position`
     by its name in the vocabulary (None after the last), `choices` by column.
 
     `distances` has one for each of the tokens, by column, without the answering one's. A column
