@@ -123,7 +123,7 @@ def _room(whole: int, wanted: Wanted, kept: ExitStack) -> int | None:
     """Keep room for a model of so many bytes; returns what its part on the device may have."""
     library = wanted.library
     room = library.room_in_parts(whole, parts=wanted.parts)
-    kept.enter_context(library.room(library.size_with(whole, room)))
+    kept.enter_context(library.room(library.size_with(whole, room), wanted.merging.identity))
     return room
 
 

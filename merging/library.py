@@ -7,7 +7,7 @@ It knows how a parent is loaded, and not what a model was merged from or is aske
 import gc
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -160,7 +160,7 @@ class Library:
     """Lends models by key. Least recently used ones leave when room is needed, lent ones never.
 
     `budget` and `spare` are bytes for models, on the device and in the machine's memory beside it;
-    `aside` are those of models that are on no shelf.
+    `aside` are those of models that are on no shelf, or none yet, by the key they may get.
     In `merging` stand all who merge, one at a time; `lock` guards the shelf alone. `pasts` has
     what its models have read, so that a follow-up question is not read from the beginning; all
     questions to them are answered in `turns`, on a GPU by one thread that drives it. `known` are
@@ -172,7 +172,7 @@ class Library:
     spare: int = 0
     shelf: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
     lent: dict[str, int] = field(default_factory=dict)
-    aside: int = 0
+    aside: Counter[str] = field(default_factory=Counter)
     kept: dict[str, Numbers] = field(default_factory=dict)
     known: dict[str, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -231,7 +231,8 @@ class Library:
         parents = {_key(s): size_of(s, self.device) for s in sources}
         with self.lock:
             others = {k for k, count in self.lent.items() if count} - {*merges, *parents}
-            room = self.budget - self.aside - sum(self.shelf[key].size for key in others)
+            aside = sum(size for key, size in self.aside.items() if key not in merges)
+            room = self.budget - aside - sum(self.shelf[key].size for key in others)
         sizes = [*merges.values()], [*parents.values()]
         now, later = (ways(*sizes, bytes, self.spare) for bytes in (room, self.budget))
         return (*(w for w in now if w not in ALONE), *(w for w in later if w in ALONE))
@@ -294,16 +295,17 @@ class Library:
                     self._drop(key)
 
     @contextmanager
-    def room(self, size: int) -> Iterator[None]:
-        """Keep `size` bytes for a model that nobody else is lent. Raises as `make_room` does."""
+    def room(self, size: int, key: str = "") -> Iterator[None]:
+        """Keep `size` bytes for a model that nobody else is lent, or is until it is published under
+        its key. Raises as `make_room` does."""
         with self.lock:
             self.make_room(size)
-            self.aside += size
+            self.aside[key] += size
         try:
             yield
         finally:
             with self.lock:
-                self.aside -= size
+                self.aside[key] -= size
 
     def free(self) -> None:
         """Let everything go that nobody uses just now: memory has run out."""
@@ -334,4 +336,4 @@ class Library:
             gc.collect()  # accelerate's hooks hold the model that holds them
 
     def _used(self) -> int:
-        return self.aside + sum(loaded.size for loaded in self.shelf.values())
+        return self.aside.total() + sum(loaded.size for loaded in self.shelf.values())

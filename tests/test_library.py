@@ -23,6 +23,7 @@ from merging.library import (
     chat_dtype,
     load_parent,
 )
+from merging.memory import Size
 from merging.sources import open_folder
 from tests.conftest import WEIGHTS
 
@@ -128,6 +129,14 @@ def test_found_models_are_lent(library: Library) -> None:
         assert library.has("a")
     take(library, "b", "c", "d")
     assert not library.has("a")
+
+
+def test_a_merge_that_others_make_has_its_room(library: Library) -> None:
+    """Who wants the same needs no other; who wants another finds that much less."""
+    size = Size(3 * MEGABYTE, 3 * MEGABYTE)
+    with library.room(MEGABYTE, "merge"):
+        assert library.ways({"merge": size}, []) == ("all at once", "one by one", "in turn")
+        assert library.ways({"other": size}, []) == ("in turn",)
 
 
 def test_parts_wait_in_memory_that_is_there() -> None:
