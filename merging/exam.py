@@ -5,14 +5,18 @@ It knows models that somebody lends it, one at a time; not whether, or how, they
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import exp
+from typing import TypeVar
 
 from merging.chat import Message, Question
 from merging.errors import MergeError
 from merging.library import Library, Loaded
+from merging.merge import Progress
 from merging.scoring import right
 from merging.sources import Local
 from merging.trials import dialogue, nats, said
+from merging.waiting import patiently
 
 AT_ONCE = 16
 """Questions that a model answers at the same time, each with keys and values of its own."""
@@ -21,6 +25,7 @@ TEXT = 48
 HIGHEST = 50.0
 """Nats a byte, beyond which a perplexity is no more than a number."""
 
+T = TypeVar("T")
 Texts = Mapping[str, Sequence[str]]
 """What each parent says to each question, by its name."""
 
@@ -79,20 +84,27 @@ def exam(
 
 def parents(
     given: Exam, sources: Sequence[Local], library: Library
-) -> Generator[None, None, tuple[Mapping[str, Result], Texts]]:
+) -> Generator[Progress | None, None, tuple[Mapping[str, Result], Texts]]:
     """How the parents do, each by its name, and what they said that others are to read.
 
-    They are lent one after the other, as where they have no room together.
+    They are lent one after the other, as where they have no room together, and waited for.
     """
     texts: dict[str, Sequence[str]] = {}
+    says = partial(_answers, given, library=library)
     for source in () if given.expected else sources:
-        with library.parent(source) as loaded:
-            texts[source.name] = yield from _answers(given, loaded, library)
+        texts[source.name] = yield from patiently(partial(_lent, source, library, says))
     results = {}
+    does = partial(sit, given, texts=texts, library=library)
     for source in sources:
-        with library.parent(source) as loaded:
-            results[source.name] = yield from sit(given, loaded, texts, library)
+        results[source.name] = yield from patiently(partial(_lent, source, library, does))
     return results, texts
+
+
+def _lent(
+    source: Local, library: Library, use: Callable[[Loaded], Generator[None, None, T]]
+) -> Generator[None, None, T]:
+    with library.parent(source) as loaded:
+        return (yield from use(loaded))
 
 
 def sit(

@@ -16,13 +16,14 @@ from merging.errors import MergeError
 from merging.exam import Exam, Result, Texts, parents, sit
 from merging.knobs import method_of
 from merging.library import Library, Loaded
-from merging.making import in_turn, made, size_of
+from merging.making import made, size_of
 from merging.merge import Progress
 from merging.methods import Method, Number, methods, variants
 from merging.plan import plan
 from merging.recipe import Input, Recipe
 from merging.sources import Local
 from merging.sweep import told
+from merging.waiting import in_turn
 
 SUM = "task_arithmetic"
 """The method that adds deltas up: with 0 for all it gives the base, with 1 for one that parent."""

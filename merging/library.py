@@ -7,9 +7,9 @@ It knows how a parent is loaded, and not what a model was merged from or is aske
 import gc
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from merging.merge import Numbers
 from merging.reading import Pasts
 from merging.sources import Local, Source
 from merging.threads import cores
-from merging.turns import Turns
+from merging.turns import Line, Turns
 
 FINDINGS = 256
 """That are kept about models: a few hundred bytes each, or tens of kB about what a merge did."""
@@ -161,8 +161,8 @@ class Library:
     """Lends models by key. Least recently used ones leave when room is needed, lent ones never.
 
     `budget` and `spare` are bytes for models, on the device and in the machine's memory beside it;
-    `aside` are those of models that are on no shelf.
-    `merging` is held by whoever merges, one at a time; `lock` guards the shelf alone. `pasts` has
+    `aside` are those of models that are on no shelf, or none yet, by the key they may get.
+    In `merging` stand all who merge, one at a time; `lock` guards the shelf alone. `pasts` has
     what its models have read, so that a follow-up question is not read from the beginning; all
     questions to them are answered in `turns`, on a GPU by one thread that drives it. `known` are
     small findings about models, which may have gone.
@@ -173,11 +173,11 @@ class Library:
     spare: int = 0
     shelf: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
     lent: dict[str, int] = field(default_factory=dict)
-    aside: int = 0
+    aside: Counter[str] = field(default_factory=Counter)
     kept: dict[str, Numbers] = field(default_factory=dict)
     known: dict[str, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
-    merging: threading.Lock = field(default_factory=threading.Lock)
+    merging: Line = field(default_factory=Line)
     pasts: Pasts = field(init=False)
     turns: Turns = field(init=False)
 
@@ -191,18 +191,18 @@ class Library:
     @contextmanager
     def borrow(self, key: str, size: int, load: Callable[[], Loaded]) -> Iterator[Loaded]:
         """The model under `key`, loaded first if it is not here (about `size` bytes)."""
-        with self.lock:
-            if key not in self.shelf:
-                self.make_room(size)
-                self.shelf[key] = load()
-            self.shelf.move_to_end(key)
-            self.lent[key] = self.lent.get(key, 0) + 1
-            loaded = self.shelf[key]
-        try:
-            yield loaded
-        finally:
+        with ExitStack() as stack:
             with self.lock:
-                self.lent[key] -= 1
+                if key not in self.shelf:
+                    self.make_room(size)
+                    self.shelf[key] = load()
+                loaded = stack.enter_context(self._lending(key))
+            yield loaded
+
+    def found(self, key: str, stack: ExitStack) -> Loaded | None:
+        """The model under `key`, lent as long as the stack is open; None if it is not here."""
+        with self.lock:
+            return stack.enter_context(self._lending(key)) if key in self.shelf else None
 
     def parent(self, source: Local, *, parts: bool = False) -> AbstractContextManager[Loaded]:
         """A parent as a model, loaded first if it is not here; in `parts`, or if it must be."""
@@ -212,13 +212,14 @@ class Library:
         return self.borrow(_key(source), self.size_with(whole, room), load)
 
     def room_in_parts(self, whole: int, *, parts: bool) -> int | None:
-        """What the device has for a part of a model of `whole` bytes; None if all of it is there.
+        """What the device has for a part of a model of `whole` bytes; None if all of it is there,
+        or the rest has no room beside it.
 
         Half where the whole was tried and memory ran out.
         """
         if parts:
             return min(whole, self.budget // 2)
-        return self.budget if whole > self.budget else None
+        return self.budget if self.budget < whole <= self.spare else None
 
     def size_with(self, whole: int, room: int | None) -> int:
         """What must be free for a model: one in parts is alone, as is what waits of it beside."""
@@ -231,10 +232,11 @@ class Library:
         parents = {_key(s): size_of(s, self.device) for s in sources}
         with self.lock:
             others = {k for k, count in self.lent.items() if count} - {*merges, *parents}
-            room = self.budget - self.aside - sum(self.shelf[key].size for key in others)
+            aside = sum(size for key, size in self.aside.items() if key not in merges)
+            room = self.budget - aside - sum(self.shelf[key].size for key in others)
         sizes = [*merges.values()], [*parents.values()]
-        alone = [way for way in ways(*sizes, self.budget, self.spare) if way in ALONE]
-        return tuple(dict.fromkeys([*ways(*sizes, room, self.spare), *alone]))
+        now, later = (ways(*sizes, bytes, self.spare) for bytes in (room, self.budget))
+        return (*(w for w in now if w not in ALONE), *(w for w in later if w in ALONE))
 
     @contextmanager
     def beside(self, source: Local) -> Iterator[Loaded | None]:
@@ -275,31 +277,36 @@ class Library:
             return self.kept[parents]
 
     def make_room(self, size: int) -> None:
-        """Let models go until `size` bytes fit. Raises MergeError if the lent ones are too many."""
+        """Let models go until `size` bytes fit.
+
+        Raises MergeError, and lets none go, if those in use are too many; NoRoomError where it
+        would fit without them.
+        """
         with self.lock:
-            for key in list(self.shelf):
-                if self._used() + size <= self.budget:
-                    return
-                if not self.lent.get(key):
-                    self._drop(key)
-            if self._used() + size > self.budget:
-                raise NoRoomError(
-                    f"This needs {size / 1e9:.1f} GB more memory, and {self._used() / 1e9:.1f} of "
-                    f"the {self.budget / 1e9:.1f} GB for models are in use: choose smaller "
-                    "models, or fewer at once."
+            idle = {k: loaded.size for k, loaded in self.shelf.items() if not self.lent.get(k)}
+            used = self._used() - sum(idle.values())
+            if used + size > self.budget:
+                raise (NoRoomError if size <= self.budget else MergeError)(
+                    f"This needs {size / 1e9:.1f} GB more memory, and {used / 1e9:.1f} of the "
+                    f"{self.budget / 1e9:.1f} GB for models are in use: choose smaller models, or "
+                    "fewer at once."
                 )
+            for key in idle:
+                if self._used() + size > self.budget:
+                    self._drop(key)
 
     @contextmanager
-    def room(self, size: int) -> Iterator[None]:
-        """Keep `size` bytes for a model that nobody else is lent. Raises as `make_room` does."""
+    def room(self, size: int, key: str = "") -> Iterator[None]:
+        """Keep `size` bytes for a model that nobody else is lent, or is until it is published under
+        its key. Raises as `make_room` does."""
         with self.lock:
             self.make_room(size)
-            self.aside += size
+            self.aside[key] += size
         try:
             yield
         finally:
             with self.lock:
-                self.aside -= size
+                self.aside[key] -= size
 
     def free(self) -> None:
         """Let everything go that nobody uses just now: memory has run out."""
@@ -312,10 +319,16 @@ class Library:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def lending(self) -> bool:
-        """Whether anything is lent, which will come back."""
-        with self.lock:
-            return any(self.lent.values())
+    @contextmanager
+    def _lending(self, key: str) -> Iterator[Loaded]:
+        """Lend what is here; `lock` is held at the beginning."""
+        self.shelf.move_to_end(key)
+        self.lent[key] = self.lent.get(key, 0) + 1
+        try:
+            yield self.shelf[key]
+        finally:
+            with self.lock:
+                self.lent[key] -= 1
 
     def _drop(self, key: str) -> None:
         in_parts = hasattr(self.shelf[key].model, "_hf_hook")
@@ -324,4 +337,4 @@ class Library:
             gc.collect()  # accelerate's hooks hold the model that holds them
 
     def _used(self) -> int:
-        return self.aside + sum(loaded.size for loaded in self.shelf.values())
+        return self.aside.total() + sum(loaded.size for loaded in self.shelf.values())

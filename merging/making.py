@@ -1,12 +1,9 @@
-"""Merges into a model in memory, in turn with all others who merge in this process.
+"""Merges into a model in memory.
 
 It knows plans and the library that holds models; not who wants the merge, or for what.
 """
 
-import time
 from collections.abc import Generator, Mapping
-from contextlib import closing
-from typing import Any, TypeVar
 
 import torch
 
@@ -15,37 +12,22 @@ from merging.merge import Numbers, Progress, Samples, merge
 from merging.plan import Plan
 from merging.sinks import Live
 
-EVERY = 0.15
-"""Seconds between two signs of progress: each costs the page a round trip to the browser."""
-
-T = TypeVar("T")
-
-
-def in_turn(library: Library, steps: Generator[Any, None, T]) -> Generator[Any, None, T]:
-    """Wait until nobody else merges, then go through steps: each merge takes all cores, and the
-    next may be the same."""
-    while not library.merging.acquire(timeout=EVERY):
-        yield Progress("another merge", 0, 1, 0.0, 0.0, 0.0, "wait")
-    try:
-        return (yield from steps)
-    finally:
-        library.merging.release()
-
 
 def made(
     decided: Plan,
     library: Library,
     samples: Samples | None = None,
     *,
+    known: Numbers | None = None,
     spare: Loaded | None = None,
     room: int | None = None,
 ) -> Generator[Progress, None, tuple[Loaded, Mapping[str, int]]]:
     """The merge as a model that can chat, and what became of its tensors, counted by outcome.
 
     It is put on no shelf: the caller has made room for it.
-    What earlier merges of the same parents measured is not measured again. A `spare` model's
-    memory is filled anew, and it must not be used any more. Given less `room` than it needs on the
-    device, a part of the merge stays in the machine's memory.
+    What earlier merges of the same parents measured, or what is `known`, is not measured again. A
+    `spare` model's memory is filled anew, and it must not be used any more. Given less `room` than
+    it needs on the device, a part of the merge stays in the machine's memory.
     """
     dtype = dtype_of(decided, library)
 
@@ -54,7 +36,8 @@ def made(
 
     at = library.device if room is None else "cpu"
     live = Live(device=at, dtype=dtype, like=like, spare=spare.model if spare else None)
-    tally, known = dict[str, int](), numbers(decided, library)
+    tally = dict[str, int]()
+    known = numbers(decided, library) if known is None else known
     for progress in merge(decided, live, known, samples=samples, device=library.device):
         tally = dict(progress.tally)
         yield progress
@@ -79,20 +62,3 @@ def dtype_of(decided: Plan, library: Library) -> torch.dtype:
 def size_of(decided: Plan, library: Library) -> int:
     """Bytes of the merged model in memory."""
     return dtype_of(decided, library).itemsize * sum(step.size for step in decided.steps)
-
-
-def seldom(steps: Generator[Any, None, T]) -> Generator[Any, None, T]:
-    """The same steps without signs of progress that come too soon after another."""
-    shown = 0.0
-    with closing(steps):
-        while True:
-            try:
-                event = next(steps)
-            except StopIteration as end:
-                found: T = end.value
-                return found
-            if isinstance(event, Progress):
-                if time.monotonic() - shown <= EVERY:
-                    continue
-                shown = time.monotonic()
-            yield event

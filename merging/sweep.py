@@ -5,16 +5,18 @@ It knows plans, exams and the library that holds models; not who watches, nor wh
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from merging.exam import Exam, Result, parents, sit, worth
+from merging.exam import Exam, Result, Texts, parents, sit, worth
 from merging.knobs import method_of
 from merging.library import Library, Loaded
-from merging.making import in_turn, made, size_of
+from merging.making import made, size_of
 from merging.merge import Progress
 from merging.plan import plan
 from merging.recipe import Recipe
 from merging.sources import Local
+from merging.waiting import in_turn, patiently
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,23 @@ def sweep(
     library's shelf: one model's memory is filled again and again. Closing the generator stops it
     within a token or a group of tensors, and gives the memory back. Raises MergeError.
     """
-    first = next(iter(recipes.values()))
-    own = [sources[name] for name in parents_of(first)]
+    own = [sources[name] for name in parents_of(next(iter(recipes.values())))]
     results, texts = yield from told("the parents", parents(given, own, library))
     for name, result in results.items():
         yield Scored(name, result)
-    with library.room(size_of(plan(first, sources), library)):
+    yield from patiently(partial(_points, recipes, sources, given, texts, library))
+
+
+def whole(recipes: Mapping[float, Recipe], sources: Mapping[str, Local], library: Library) -> int:
+    """Bytes of each merge of a sweep: all are of one size."""
+    return size_of(plan(next(iter(recipes.values())), sources), library)
+
+
+def _points(
+    recipes: Mapping[float, Recipe], sources: Mapping[str, Local], given: Exam, texts: Texts,
+    library: Library,
+) -> Generator[Progress | Scored, None, None]:  # fmt: skip
+    with library.room(whole(recipes, sources, library)):
         spare: Loaded | None = None
         for value, recipe in recipes.items():
             making = made(plan(recipe, sources), library, spare=spare)
@@ -63,11 +76,11 @@ def parents_of(recipe: Recipe) -> list[str]:
     return [name for name in recipe.listed() if name != base]
 
 
-def told(what: str, steps: Generator[None, None, Any]) -> Generator[Progress, None, Any]:
-    """Steps that say nothing, as progress."""
+def told(what: str, steps: Generator[Progress | None, None, Any]) -> Generator[Progress, None, Any]:
+    """Steps as progress, those that say nothing too."""
     while True:
         try:
-            next(steps)
+            step = next(steps)
         except StopIteration as end:
             return end.value
-        yield Progress(what, 0, 1, 0.0, 0.0, 0.0, "score")
+        yield step or Progress(what, 0, 1, 0.0, 0.0, 0.0, "score")

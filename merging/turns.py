@@ -1,4 +1,5 @@
-"""Threads that go round all who wait, a step each in turn; it knows no models, only that steps end.
+"""Threads that go round all who wait, a step each in turn, and a line for what goes one at a time;
+it knows no models, only that steps end.
 
 Who has asked for much takes no more turns than who has asked for little.
 """
@@ -8,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -93,3 +95,29 @@ class Turns:
                 own.waiting.append(step)
             self.lock.notify_all()
         own.gone.set()
+
+
+@dataclass
+class Line:
+    """Lets one at a time go on, who came first before the others."""
+
+    waiting: deque[object] = field(default_factory=deque)
+    moved: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextmanager
+    def joined(self) -> Iterator[Callable[[float], bool]]:
+        """Stand at the end, and be gone afterwards. Gives what waits for some seconds at most, and
+        says whether nobody is before."""
+        own = object()
+        with self.moved:
+            self.waiting.append(own)
+        try:
+            yield partial(self._first, own)
+        finally:
+            with self.moved:
+                self.waiting.remove(own)
+                self.moved.notify_all()
+
+    def _first(self, own: object, seconds: float) -> bool:
+        with self.moved:
+            return self.moved.wait_for(lambda: self.waiting[0] is own, seconds)

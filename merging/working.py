@@ -7,39 +7,47 @@ It knows the library and what a job may ask; not who asks, nor in which process 
 import logging
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
-from merging import making, sanity, sweep
+from merging import sanity, sweep
 from merging.chat import Reply, answer
 from merging.errors import MergeError
-from merging.inside import inside
+from merging.having import Wanted, have, weight
 from merging.job import Asking, Event, Job, Merged, Merging, Place, Sweeping
-from merging.library import Library, Loaded, NoRoomError, load_parent, size_of
+from merging.library import Library, Loaded, NoRoomError, size_of
 from merging.machines import advice
-from merging.making import EVERY, in_turn, seldom
-from merging.memory import ALONE, TOLD, Size, ran_out, size
-from merging.merge import Progress, outcomes
+from merging.memory import ALONE, TOLD, Size, ran_out
+from merging.merge import Progress
 from merging.nexttoken import next_tokens
-from merging.plan import Plan, plan
+from merging.plan import Plan
 from merging.recipe import Recipe
-from merging.samples import Sample, summed
+from merging.sources import Local
+from merging.waiting import EVERY, patiently, seldom
+
+ROOM, MEMORY = "room", "memory"
+"""What a job may lack on its way: others were lent the room, or the memory ran out."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Run:
     """A job on its way: how its models share the device, and what became of it so far.
 
-    `smaller` where memory ran out before. `plans` are those of merges that must be made, `ended`
-    the answers that are there, by question and column; `outcomes` one a question and round.
+    `smaller` where memory ran out before. `plans` are those of merges that were not here, `told`
+    the merges that were said to be here, `ended` the answers that are there, by question and
+    column; `outcomes` one a question and round.
     """
 
     job: Job
     library: Library
-    plans: Mapping[str, Plan]
-    way: str = "all at once"
+    way: str = "nothing"
     smaller: bool = False
+    plans: dict[str, Plan] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
     ended: set[tuple[int, str]] = field(default_factory=set)
     outcomes: list[MergeError | None] = field(default_factory=list)
 
@@ -52,35 +60,49 @@ class _Run:
 def work(job: Job, library: Library) -> Iterator[Event]:
     """Have the job's merges ready, and ask. Raises MergeError.
 
-    If memory runs out in spite of the plan, what is left of the job is done once more, smaller.
+    What is left of it is done in a smaller way where others were lent the room meanwhile, and once
+    where memory runs out in spite of the plan.
     """
-    run = _Run(job, library, _plans(job, library))
-    way, *less = _ways(run)
-    run = replace(run, way=way)
-    if (yield from _whether_done(run)):
-        return
-    run = replace(run, way=less[0] if less else way, smaller=True)
-    if not (yield from _whether_done(run)):
-        raise MergeError(
-            f"The memory ran out twice, though {TOLD[run.way]}: choose smaller models, or ask "
-            "for shorter answers."
-        )
+    run = _Run(job, library)
+    run = replace(run, way=_ways(run)[0])
+    while lacked := (yield from _lacking(run)):
+        if lacked == MEMORY:
+            library.free()  # here, where the error no longer holds what was being made
+        if lacked == MEMORY and run.smaller:
+            raise MergeError(
+                f"The memory ran out twice, though {TOLD[run.way]}: choose smaller models, or ask "
+                "for shorter answers."
+            )
+        way, *_ = *_smaller(run), run.way
+        run = replace(run, way=way, smaller=run.smaller or lacked == MEMORY)
 
 
-def _whether_done(run: _Run) -> Generator[Event, None, bool]:
-    """Do what is left; False if memory ran out on the way, and what nobody uses has been let go."""
+def _lacking(run: _Run) -> Generator[Event, None, str]:
+    """Do what is left; returns what it lacked, nothing if all is done."""
     try:
         for event in _done(run):
-            yield _noted(event, run) if run.smaller else event
+            if not _repeated(event, run):
+                yield _noted(event, run) if run.smaller else event
+    except NoRoomError:
+        if not _smaller(run):
+            raise
+        return ROOM
     except Exception as error:
         if not ran_out(error):
             raise
         said = str(error).partition("\n")[0]
         logging.getLogger(__name__).warning("Memory ran out (%s): %s", run.way, said)
-    else:
-        return True
-    run.library.free()  # here, where the error no longer holds what was being made
-    return False
+        return MEMORY
+    return ""
+
+
+def _repeated(event: Event, run: _Run) -> bool:
+    """Whether it says once more that a merge is here."""
+    if not isinstance(event, Merged):
+        return False
+    before = event.identity in run.told
+    run.told.add(event.identity)
+    return before and not event.seconds
 
 
 def _noted(event: Event, run: _Run) -> Event:
@@ -90,25 +112,22 @@ def _noted(event: Event, run: _Run) -> Event:
     return replace(event, notice=f"{told} {event.notice or ''}".rstrip())
 
 
-def _plans(job: Job, library: Library) -> dict[str, Plan]:
-    """Of the merges that must be made, by identity."""
-    missing = {m.identity: m for m in job.merges.values() if not library.has(m.identity)}
-    return {identity: _planned(m) for identity, m in missing.items() if not m.written()}
-
-
-def _planned(merging: Merging) -> Plan:
-    sources = {place.name: place.open() for place in merging.parents}
-    return plan(Recipe.from_yaml(merging.recipe), sources)
+def _smaller(run: _Run) -> list[str]:
+    """The ways that are smaller than the job's own, as things are now."""
+    order = [*TOLD]
+    return [way for way in _ways(run) if order.index(way) > order.index(run.way)]
 
 
 def _ways(run: _Run) -> tuple[str, ...]:
     """How the models can share the device, the best way first. Raises MergeError if in none."""
-    if run.job.inspection:  # all read one answer together, or a sentence says what has no room
+    job, library = run.job, run.library
+    if job.inspection:  # all read one answer together, or a sentence says what has no room
         return ("all at once",)
-    library = run.library
-    merges = {m.identity: _size(m, run) for m in run.job.merges.values()}
-    parents = [place.open() for place in _asked(run.job).values()]
-    if found := library.ways(merges, parents):
+    merges, parents = _needed(run)
+    found = library.ways(merges, parents)
+    if job.sweep:  # which goes through its models one by one
+        found = tuple(way for way in found if way in ALONE)[:1]
+    if found:
         return found
     sizes = [*merges.values()], [size_of(source, library.device) for source in parents]
     largest = max(each.whole for each in (*sizes[0], *sizes[1]))
@@ -118,16 +137,17 @@ def _ways(run: _Run) -> tuple[str, ...]:
     )
 
 
-def _size(merging: Merging, run: _Run) -> Size:
-    """Bytes of a merge, which is planned, here, or written."""
-    library = run.library
-    if decided := run.plans.get(merging.identity):
-        width = making.dtype_of(decided, library).itemsize
-        return size({step.name: width * step.size for step in decided.steps})
-    if written := merging.written():
-        return size_of(written, library.device)
-    held = library.shelf.get(merging.identity)
-    return Size(held.size, held.size) if held else Size(0, 0)
+def _needed(run: _Run) -> tuple[dict[str, Size], list[Local]]:
+    """The merges of a job, by identity, and the parents."""
+    job, library = run.job, run.library
+    merges = {m.identity: weight(m, library, run.plans) for m in job.merges.values()}
+    parents = [place.open() for place in _asked(job).values()]
+    if job.sweep:
+        recipes, sources = _opened(job.sweep)
+        whole = sweep.whole(recipes, sources, library)
+        merges["swept"] = Size(whole, whole)  # it is never in parts
+        parents += [sources[name] for name in sweep.parents_of(next(iter(recipes.values())))]
+    return merges, parents
 
 
 def _done(run: _Run) -> Iterator[Event]:
@@ -140,16 +160,14 @@ def _done(run: _Run) -> Iterator[Event]:
                 models: dict[str, Loaded] = {}
                 lent = stack if run.way in ALONE else kept
                 for column, merging in merges.items():
-                    make = partial(_in_turn, merging, run)
-                    yield from _patiently(run, make)
-                    # borrowed at once: the next merge, and parents, could push it out
-                    models[column] = lent.enter_context(_merged(library, merging.identity))
-                yield from _patiently(run, partial(_lent, run, parents, stack, models))
+                    wanted = Wanted(merging, library, lent, run.plans, run.parts)
+                    models[column] = yield from _taken(run, partial(have, wanted))
+                yield from _taken(run, partial(_lent, run, parents, stack, models))
                 yield from _answers(run, models)
                 if job.inspection:
                     yield from next_tokens(job.inspection, models, library.pasts)
-                for merging in merges.values() if job.check else ():
-                    yield from _checked(merging, library)
+                for column, merging in merges.items() if job.check else ():
+                    yield from _checked(merging, models[column], library)
     if run.outcomes and (failed := run.outcomes[0]) and all(run.outcomes):
         raise failed
 
@@ -170,23 +188,14 @@ def _asked(job: Job) -> dict[str, Place]:
     return {name: places[name] for name in sorted(set(job.columns.values()))}
 
 
-def _patiently(run: _Run, take: Callable[[], Iterator[Event]]) -> Iterator[Event]:
-    """Take what needs room; who holds nothing meanwhile waits for what is lent to others."""
-    while True:
-        try:
-            yield from take()
-        except NoRoomError:
-            if run.way not in ALONE or not run.library.lending():
-                raise
-        else:
-            return
-        yield Progress("others' answers", 0, 1, 0.0, 0.0, 0.0, "wait")
-        time.sleep(EVERY)
+def _taken(run: _Run, take: Callable[[], Generator[Event, None, T]]) -> Generator[Event, None, T]:
+    """Take what needs room, and wait for it where nothing is held meanwhile."""
+    return patiently(take) if run.way in ALONE else take()
 
 
 def _lent(
     run: _Run, parents: Collection[str], stack: ExitStack, models: dict[str, Loaded]
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Put parents among the models, by column, as long as the stack is open."""
     places = _asked(run.job)
     for name in parents:
@@ -214,59 +223,17 @@ def _answers(run: _Run, models: Mapping[str, Loaded]) -> Iterator[Event]:
             run.outcomes.append(error)
 
 
-def _in_turn(merging: Merging, run: _Run) -> Iterator[Event]:
-    return in_turn(run.library, _made(merging, run))
-
-
-def _made(merging: Merging, run: _Run) -> Generator[Event, None, None]:
-    """Find the merge, or make it."""
-    if run.library.has(merging.identity) or _read(merging, run):
-        known = run.library.known.get(f"merged {merging.identity}")
-        yield replace(known or Merged(merging.identity, 0.0, {}), seconds=0.0)
-    else:
-        yield from _merge(merging, run)
-
-
-def _read(merging: Merging, run: _Run) -> bool:
-    """Whether the merge was found as files, and is here now."""
-    library, written = run.library, merging.written()
-    if written is None:
-        return False
-    whole = size_of(written, library.device).whole
-    room = library.room_in_parts(whole, parts=run.parts)
-    library.make_room(library.size_with(whole, room))
-    try:
-        library.publish(merging.identity, load_parent(written, library.device, room))
-    except MergeError:  # they were removed meanwhile
-        return False
-    return True
-
-
-def _merge(merging: Merging, run: _Run) -> Iterator[Event]:
-    """Merge into a new model on the shelf; what is chatting meanwhile stays as it is."""
-    library, start, samples = run.library, time.monotonic(), dict[str, Sample]()
-    decided = run.plans.get(merging.identity) or _planned(merging)
-    whole = making.size_of(decided, library)
-    room = library.room_in_parts(whole, parts=run.parts)
-    library.make_room(library.size_with(whole, room))
-    loaded, tally = yield from seldom(making.made(decided, library, samples, room=room))
-    library.publish(merging.identity, loaded)
-    sums = summed(samples)
-    figures = inside(decided, sums, outcomes(decided, making.numbers(decided, library)))
-    found = sanity.signs(decided, sums, figures.whole if figures else None)
-    library.note(f"signs {merging.identity}", found)
-    done = Merged(merging.identity, time.monotonic() - start, tally, figures)
-    library.note(f"merged {merging.identity}", done)  # for whoever finds it again
-    yield done
-
-
 def _swept(asked: Sweeping, library: Library) -> Iterator[Event]:
-    recipes = {value: Recipe.from_yaml(text) for value, text in asked.recipes.items()}
-    sources = {place.name: place.open() for place in asked.parents}
+    recipes, sources = _opened(asked)
     return seldom(sweep.sweep(recipes, sources, asked.exam, library))
 
 
-def _checked(merging: Merging, library: Library) -> Iterator[Event]:
+def _opened(asked: Sweeping) -> tuple[dict[float, Recipe], dict[str, Local]]:
+    recipes = {value: Recipe.from_yaml(text) for value, text in asked.recipes.items()}
+    return recipes, {place.name: place.open() for place in asked.parents}
+
+
+def _checked(merging: Merging, merged: Loaded, library: Library) -> Iterator[Event]:
     """A verdict on the merge; none where the check itself fails, which is no fault of the merge."""
     known = f"verdict {merging.identity}"
     if known not in library.known:
@@ -275,13 +242,12 @@ def _checked(merging: Merging, library: Library) -> Iterator[Event]:
         start, shown = time.monotonic(), 0.0
         try:
             sources = [p.open() for p in merging.parents if p.name in models]
-            with _merged(library, merging.identity) as merged:
-                steps = sanity.check(library, merged, sources, found)
-                while True:
-                    next(steps)
-                    if time.monotonic() - shown > EVERY:
-                        shown = time.monotonic()
-                        yield Progress("the merge", 1, 1, 1.0, 0.0, 0.0, "check")
+            steps = sanity.check(library, merged, sources, found)
+            while True:
+                next(steps)
+                if time.monotonic() - shown > EVERY:
+                    shown = time.monotonic()
+                    yield Progress("the merge", 1, 1, 1.0, 0.0, 0.0, "check")
         except StopIteration as end:
             spent = {"seconds": round(time.monotonic() - start, 3)}
             verdict = replace(end.value, figures={**end.value.figures, **spent})
@@ -290,10 +256,3 @@ def _checked(merging: Merging, library: Library) -> Iterator[Event]:
             logging.getLogger(__name__).exception("The check of a merge failed")
             return
     yield library.known[known]
-
-
-def _merged(library: Library, identity: str) -> AbstractContextManager[Loaded]:
-    def gone() -> Loaded:
-        raise MergeError("This merge had to make room for others: press Merge again.")
-
-    return library.borrow(identity, 0, gone)

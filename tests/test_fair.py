@@ -67,7 +67,7 @@ def test_all_at_one_length(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fair, "lengthen", measured)
     library = Library("cpu", 10**9)
     found = [*rows(recipe("ties", [pico["a"], pico["c"]], base_model=pico["base"]), library)]
-    assert library.aside == 0
+    assert not library.aside.total()
     assert [r.kind for r in found[:3]] == [BASE, PARENT, PARENT] and found[0].length == 0
     assert [r.length for r in found[1:3]] == pytest.approx(
         [norm(deltas(pico, name)) / mean for name in "ac"], rel=1e-5

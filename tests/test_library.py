@@ -14,7 +14,16 @@ import pytest
 import torch
 
 from merging.errors import MergeError
-from merging.library import FINDINGS, Library, Loaded, budget, chat_dtype, load_parent
+from merging.library import (
+    FINDINGS,
+    Library,
+    Loaded,
+    NoRoomError,
+    budget,
+    chat_dtype,
+    load_parent,
+)
+from merging.memory import Size
 from merging.sources import open_folder
 from tests.conftest import WEIGHTS
 
@@ -96,6 +105,46 @@ def test_no_room_is_a_sentence_with_numbers(library: Library) -> None:
     assert calls == []
     assert library.has("a")
     take(library, "c")  # and the library goes on working
+
+
+def test_where_nothing_helps_nothing_leaves(library: Library) -> None:
+    """Idle models stay where they would not be enough; what waiting would mend is its own error."""
+    take(library, "b", "c")
+    with library.borrow("a", MEGABYTE, loads(MEGABYTE)):
+        with pytest.raises(NoRoomError, match=r"0\.0 of the"):
+            library.make_room(5 * MEGABYTE // 2)
+        assert [key for key in "abc" if library.has(key)] == ["a", "b", "c"]
+    with pytest.raises(MergeError) as never:
+        library.make_room(4 * MEGABYTE)
+    assert never.type is MergeError and len(library.shelf) == 3
+
+
+def test_found_models_are_lent(library: Library) -> None:
+    """What is here stays as long as the stack is open; what is not is None."""
+    take(library, "a")
+    with ExitStack() as stack:
+        assert library.found("b", stack) is None
+        assert library.found("a", stack) is library.shelf["a"]
+        take(library, "b", "c", "d")
+        assert library.has("a")
+    take(library, "b", "c", "d")
+    assert not library.has("a")
+
+
+def test_a_merge_that_others_make_has_its_room(library: Library) -> None:
+    """Who wants the same needs no other; who wants another finds that much less."""
+    size = Size(3 * MEGABYTE, 3 * MEGABYTE)
+    with library.room(MEGABYTE, "merge"):
+        assert library.ways({"merge": size}, []) == ("all at once", "one by one", "in turn")
+        assert library.ways({"other": size}, []) == ("in turn",)
+
+
+def test_parts_wait_in_memory_that_is_there() -> None:
+    """A model comes in parts where it has no room, and the machine's memory has some for it."""
+    for spare, room in ((0, None), (3 * MEGABYTE, None), (4 * MEGABYTE, 3 * MEGABYTE)):
+        library = Library("cuda", 3 * MEGABYTE, spare)
+        assert library.room_in_parts(4 * MEGABYTE, parts=False) == room
+        assert library.room_in_parts(2 * MEGABYTE, parts=False) is None
 
 
 def test_numbers_in_the_sentence() -> None:

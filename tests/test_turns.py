@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import groupby
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merging.threads import cores
-from merging.turns import Step, Turns
+from merging.turns import Line, Step, Turns
 from tests.test_chat import no_more_than
 
 PAUSE = 0.0005
@@ -123,3 +124,20 @@ def test_cores_are_shared_among_threads(count: int) -> None:
     with Turns(2).going([go] * count):
         until(lambda: len(seen) >= 4 * count)
     assert set(seen) == {max(1, cores() // count)}
+
+
+def test_in_a_line_who_came_first_goes_first() -> None:
+    """One at a time; who leaves it early is no longer waited for, and who waits is woken."""
+    line, woken = Line(), list[bool]()
+    stacks = [ExitStack() for _ in range(4)]
+    places = [stack.enter_context(line.joined()) for stack in stacks]
+    assert [first(0) for first in places] == [True, False, False, False]
+    stacks[1].close()
+    assert [first(0) for first in places[2:]] == [False, False]
+    waits = threading.Thread(target=lambda: woken.append(places[2](60)))
+    waits.start()
+    stacks[0].close()
+    waits.join(30)
+    assert woken == [True] and not places[3](0)
+    stacks[2].close()
+    assert places[3](0)

@@ -6,7 +6,8 @@ import gc
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ from merging import Recipe, gpu, plan, working
 from merging import library as library_module
 from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
-from merging.library import Library, load_parent, size_of
+from merging.exam import exam
+from merging.knobs import Knob, along
+from merging.library import Library, NoRoomError, load_parent, size_of
 from merging.memory import TOLD, ran_out
 from merging.merge import Progress
 from merging.nexttoken import Inspection
 from merging.reading import Reader
 from merging.sinks import Live
 from merging.sources import open_folder
+from merging.sweep import Scored
 from tests.conftest import changed
 from tests.ui.models import DEMO, TIES
 
+SLERP = (DEMO.parent / "recipes" / "02-demo-slerp.yaml").read_text(encoding="utf-8")
 GB = 10**9
 SIZE = size_of(open_folder(DEMO / "a", "a"), "cpu")
 """Of each of the demo models, and of their merge."""
@@ -116,17 +121,133 @@ def test_where_nothing_goes_the_machine_is_named() -> None:
     assert not library.shelf
 
 
-def test_who_needs_all_the_room_waits_for_others(first: dict[tuple[int, str], str]) -> None:
-    """Lent models are waited for, with a sign of life, and nothing is held meanwhile."""
-    library, other = room(1.5), open_folder(DEMO / "base", "someone's")
-    with library.parent(other):
+def waits(event: gpu.Event, thing: str = "others' answers") -> bool:
+    return isinstance(event, Progress) and (event.stage, event.tensor) == ("wait", thing)
+
+
+def others(library: Library) -> Mapping[str, AbstractContextManager[Any]]:
+    """What may have the room: a question of somebody else's, and a sweep's merge."""
+    other = open_folder(DEMO / "base", "someone's")
+    return {"lent": library.parent(other), "swept": library.room(SIZE.whole)}
+
+
+@pytest.mark.parametrize("how", ["lent", "swept"])
+def test_who_needs_all_the_room_waits_for_others(
+    how: str, first: dict[tuple[int, str], str]
+) -> None:
+    """It is waited for, with a sign of life, and nothing is held meanwhile."""
+    library = room(1.5)
+    with others(library)[how]:
         events = working.work(asking(), library)
         for _ in range(3):
-            waiting = next(events)
-            assert isinstance(waiting, Progress) and waiting.stage == "wait"
-            assert library.lock.acquire(timeout=1) and library.merging.acquire(timeout=1)
-            library.lock.release(), library.merging.release()
+            assert waits(next(events))
+            assert library.lock.acquire(timeout=1) and not library.merging.waiting
+            library.lock.release()
     assert said([*events]) == first
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_room_that_others_take_meanwhile(count: int, first: dict[tuple[int, str], str]) -> None:
+    """While somebody stands in the line to merge, others ask other models, which stay: what was to
+    be answered at once is so one after the other, or once they give back. The merge is told once.
+    """
+    library, events = room(3.1), list[gpu.Event]()
+    with ExitStack() as lent:
+        with library.merging.joined():
+            work = working.work(asking(), library)
+            assert waits(next(work), "another merge")
+            for number in range(count):
+                other = open_folder(DEMO / "base", f"someone's {number}")
+                lent.enter_context(library.parent(other))
+        for event in work:
+            events.append(event)
+            if waits(event):
+                assert count == 3
+                lent.close()
+    assert said(events) == first
+    assert sum(isinstance(event, gpu.Merged) for event in events) == 1
+    assert any(map(waits, events)) == (count == 3)
+    assert not any(getattr(event, "notice", None) for event in events)
+
+
+def test_a_merge_that_is_here_waits_for_nobody(first: dict[tuple[int, str], str]) -> None:
+    """Nor do its parents: who asks it need not wait for those who merge."""
+    library, events = room(9), list[gpu.Event]()
+    assert said([*working.work(asking(), library)]) == first
+    with library.merging.joined():
+        for event in working.work(asking(), library):
+            assert not waits(event, "another merge")
+            events.append(event)
+    assert said(events) == first
+
+
+def test_a_merge_that_is_told_of_stays(first: dict[tuple[int, str], str]) -> None:
+    """Others may need room as soon as it is there: what is lent already does not leave for them."""
+    library, events = room(9), list[gpu.Event]()
+    for _ in range(2):
+        for event in working.work(asking(), library):
+            events.append(event)
+            if isinstance(event, gpu.Merged):
+                library.free()
+                assert library.has(event.identity)
+        assert said(events) == first
+
+
+@pytest.mark.parametrize("recipe", [TIES, SLERP])
+def test_a_merge_on_its_way_has_its_room(recipe: str) -> None:
+    """It counts while it is made, and once; memory that another lacks meanwhile is no harm."""
+    library, kept = room(1.5), set[int]()
+    for event in working.work(gpu.merge_job(plan(Recipe.from_yaml(recipe))), library):
+        if isinstance(event, gpu.Merged):
+            assert event.figures and kept == {library.shelf[event.identity].size}
+            assert not library.aside.total()
+            return
+        kept.add(library.aside.total())
+        with pytest.raises(NoRoomError):
+            library.make_room(SIZE.whole)
+        library.free()
+    raise AssertionError
+
+
+def sweeping() -> gpu.Job:
+    """Three merges, and what they are made of, are scored on a question."""
+    recipe = Recipe.from_yaml(TIES)
+    texts = {v: r.to_yaml() for v, r in along(recipe, Knob("lambda"), 0, 1, 3).items()}
+    places = gpu.merge_job(plan(recipe)).parents
+    return gpu.Job(sweep=gpu.Sweeping(texts, places, exam([(SUMS[0], "65")], max_new_tokens=2)))
+
+
+def test_a_sweep_waits_for_room() -> None:
+    """For a parent's, and for its merges'; nothing is held meanwhile, nor scored again."""
+    library, other = room(1.5), open_folder(DEMO / "base", "someone's")
+    scored, waited = list[Scored](), list[int]()
+    with ExitStack() as lent:
+        lent.enter_context(library.parent(other))
+        for event in working.work(sweeping(), library):
+            if waits(event):
+                waited.append(len(scored))
+                assert not library.aside.total() and not library.merging.waiting
+                lent.close()
+            elif isinstance(event, Scored):
+                scored.append(event)
+                if len(scored) == 2:
+                    lent.enter_context(library.parent(other))
+    assert waited == [0, 2] and [s.value for s in scored] == [None, None, 0, 0.5, 1]
+
+
+@pytest.mark.parametrize("spare", [0, GB])
+def test_a_sweep_of_what_has_no_room_is_refused(spare: int) -> None:
+    """Before anything is loaded, by the sentence that a merge is refused with."""
+    library = room(0.6, spare)
+    with pytest.raises(MergeError, match=r"A model takes 0.0 GB.*`cpu-basic` \(16 GB, .*would do"):
+        list(working.work(sweeping(), library))
+    assert not library.shelf
+
+
+def test_a_sweep_whose_memory_runs_out_says_how_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing("merging", 10**6, in_python, monkeypatch)
+    with pytest.raises(MergeError, match=f"ran out twice, though {TOLD['in turn']}"):
+        list(working.work(sweeping(), room(9)))
 
 
 def tied(folder: Path) -> Path:
