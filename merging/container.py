@@ -1,4 +1,4 @@
-"""What a container leaves this process of the machine: memory, cores and disk; and its own folder.
+"""What is left to this process of the machine, by its container or its owner: memory, cores, disk.
 
 It reads what the system and a Space say of themselves, and does not know what any of it is for.
 """
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from merging.errors import MergeError
 
 ROOT = Path("/")
 MEMORY = (
@@ -29,6 +31,23 @@ DISKS = {
 def home() -> Path:
     """Where recipes, merges and what is on its way out are kept."""
     return Path(os.environ.get("MERGING_HOME") or Path.home() / ".cache" / "merging")
+
+
+def told(name: str) -> int | None:
+    """Bytes that a variable of the environment, in GB, lets something take; None if it is not set.
+
+    Raises MergeError if it is no number.
+    """
+    said = os.environ.get(name, "").strip()
+    if not said:
+        return None
+    try:
+        value = float(said)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise MergeError(f"{name} is {said!r}: set it to a number of GB, such as 40.")
+    return int(value * 1e9)
 
 
 def memory(root: Path = ROOT) -> float:

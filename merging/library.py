@@ -141,9 +141,13 @@ def own_dtype(source: Source) -> torch.dtype:
 
 
 def budget(device: str) -> int:
-    """Bytes that models may take on `device`, from what is free now, in a container to it."""
+    """Bytes that models may take on `device`, from what is free now, in a container to it.
+
+    Of the machine's memory at most MERGING_MEMORY_GB, if that is set. MergeError if it is no number.
+    """
     if device == "cpu":
-        return int(SHARE * min(psutil.virtual_memory().available, container.memory()))
+        free = int(SHARE * min(psutil.virtual_memory().available, container.memory()))
+        return min(free, container.told("MERGING_MEMORY_GB") or free)
     return int(SHARE * torch.cuda.mem_get_info()[0])
 
 

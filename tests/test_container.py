@@ -92,6 +92,14 @@ def test_models_have_a_share_of_what_the_container_leaves(monkeypatch: pytest.Mo
     """Or of what the machine has free, where that is less."""
     monkeypatch.setattr(container, "memory", lambda: 10**6)
     assert budget("cpu") == int(SHARE * 10**6)
+    monkeypatch.setenv("MERGING_MEMORY_GB", "0.0005")
+    assert budget("cpu") == 500_000
+    monkeypatch.setenv("MERGING_MEMORY_GB", "2")
+    assert budget("cpu") == int(SHARE * 10**6)
+    monkeypatch.setenv("MERGING_MEMORY_GB", "much")
+    with pytest.raises(MergeError, match="MERGING_MEMORY_GB is 'much': set it to a number of GB"):
+        budget("cpu")
+    monkeypatch.delenv("MERGING_MEMORY_GB")
     monkeypatch.setattr(container, "memory", lambda: math.inf)
     assert 10**6 < budget("cpu") < psutil.virtual_memory().total
 

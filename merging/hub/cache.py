@@ -3,7 +3,6 @@
 It knows what is there and where things go; it asks nobody.
 """
 
-import math
 import os
 import re
 import secrets
@@ -104,16 +103,7 @@ def partials(path: Path) -> dict[Path, int]:
 
 def allowed() -> int | None:
     """MERGING_CACHE_GB in bytes, if it is set. Raises MergeError if it is no number."""
-    said = os.environ.get("MERGING_CACHE_GB", "").strip()
-    if not said:
-        return None
-    try:
-        value = float(said)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise MergeError(f"MERGING_CACHE_GB is {said!r}: set it to a number of GB, such as 40.")
-    return int(value * 1e9)
+    return container.told("MERGING_CACHE_GB")
 
 
 def disk(folder: Path | None = None) -> tuple[int, int]:
