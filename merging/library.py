@@ -143,7 +143,7 @@ def own_dtype(source: Source) -> torch.dtype:
 def budget(device: str) -> int:
     """Bytes that models may take on `device`, from what is free now, in a container to it.
 
-    Of the machine's memory at most MERGING_MEMORY_GB, if that is set. MergeError if it is no number.
+    Of the machine's memory at most MERGING_MEMORY_GB. Raises MergeError if that is no number.
     """
     if device == "cpu":
         free = int(SHARE * min(psutil.virtual_memory().available, container.memory()))
