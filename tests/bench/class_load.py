@@ -80,11 +80,13 @@ def merge(client: Client, scale: float) -> tuple[str, bool]:
 
 def ask(client: Client, made: str, question: str) -> tuple[Answer, float]:
     """Every column's answer, and seconds until the first of them had a word."""
-    start, first, said = time.monotonic(), None, Answer()
-    for said in client.submit(made, question, TOKENS, api_name="/chat"):
-        if first is None and any(said.values()):
+    start, first = time.monotonic(), None
+    job = client.submit(made, question, TOKENS, api_name="/chat")
+    while not job.done():  # to iterate over a job that fails never ends
+        if first is None and any(any(said.values()) for said in job.outputs()):
             first = time.monotonic() - start
-    return said, first if first is not None else time.monotonic() - start
+        time.sleep(0.01)
+    return job.result(), first if first is not None else time.monotonic() - start
 
 
 def alone(app: App) -> dict[tuple[float, str], Answer]:
