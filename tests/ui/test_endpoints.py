@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -49,6 +50,25 @@ def test_nobody_hears_how_the_app_is_used(app: App, path: str) -> None:
         pass
     assert refused.value.code in (403, 404)
     refused.value.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "upload"), ("POST", "process_recording"), ("POST", "run/check"),
+        ("GET", "deep_link?session_hash=any"), ("GET", "file=https://host.invalid/a.png"),
+        ("GET", "file=%68ttp://host.invalid/a.png"), ("HEAD", "file=HTTP://host.invalid/a.png"),
+        ("GET", "%66ile/https://host.invalid/a.png"), ("GET", "/file=http://host.invalid/a.png"),
+    ],
+)  # fmt: skip
+def test_routes_that_the_page_never_uses_are_closed(app: App, method: str, path: str) -> None:
+    """Nobody leaves files here, has this machine fetch, or has an event at once without a queue."""
+    host = urlsplit(app.url).netloc
+    body = json.dumps({"data": [TIES]})
+    with closing(http.client.HTTPConnection(host, timeout=20)) as connection:
+        headers = {"content-type": "application/json"}
+        connection.request(method, f"/gradio_api/{path}", body, headers)
+        assert connection.getresponse().status == 404
 
 
 def test_exactly_three_endpoints(client: Client) -> None:
