@@ -10,11 +10,12 @@ from starlette.requests import Request
 
 from merging.sources import APP
 from merging.ui import look
-from merging.ui.api import ASKING, endpoints
+from merging.ui.api import endpoints
 from merging.ui.events import bind
 from merging.ui.layout import layout
 from merging.ui.limits import OwnPage, RequestCap, UsedOnly
 from merging.ui.routes import downloads
+from merging.ui.turn import ASKING
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LAUNCH: dict[str, Any] = {
@@ -44,7 +45,7 @@ def build() -> gr.Blocks:
 
         page = layout(private)
         bind(blocks, page)
-        endpoints(private)
+        endpoints(private, page.pending)
     blocks.queue(
         max_size=128,
         default_concurrency_limit=8,  # a class that opens the page at once
