@@ -22,8 +22,8 @@ from merging.ui.pending import Pending
 from merging.ui.turn import waiting
 from merging.ui.visitor import Visitor, visitor
 
-LIMITS = {"check": 8, "merge": 4, "chat": 8}
-"""Programs at once, by endpoint."""
+LIMITS = {"check": 8, "merge": 4, "chat": 16}
+"""Programs at once, by endpoint; of merges and questions as many as of the page's."""
 
 
 def endpoints(private: Callable[[gr.Request], bool], pending: Pending) -> None:

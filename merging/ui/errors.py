@@ -10,7 +10,7 @@ from merging.ui import look
 from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
-FAULT = "This is a fault of the app, and its log says more. Nothing is under way now: try again."
+FAULT = "This is a fault of the app, and its log says more: try again."
 Values = Mapping[Any, Any]
 """What a handler is given: its inputs' values by component."""
 Updates = dict[Any, Any]
