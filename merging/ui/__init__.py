@@ -10,11 +10,12 @@ from starlette.requests import Request
 
 from merging.sources import APP
 from merging.ui import look
-from merging.ui.api import ASKING, endpoints
+from merging.ui.api import endpoints
 from merging.ui.events import bind
 from merging.ui.layout import layout
-from merging.ui.limits import OwnPage, RequestCap
+from merging.ui.limits import OwnPage, RequestCap, UsedOnly
 from merging.ui.routes import downloads
+from merging.ui.turn import ASKING
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LAUNCH: dict[str, Any] = {
@@ -26,10 +27,9 @@ LAUNCH: dict[str, Any] = {
     "run_history": False,  # answers would stay in a shared browser
     "enable_monitoring": False,  # by default gradio tells everybody who asks how the app is used
     "state_session_capacity": 300,  # gradio keeps 0.7 MB of each page, open or long closed
-    "max_file_size": "1mb",
     "max_threads": 4 * ASKING["concurrency_limit"],  # each who asks holds one, and others come
     "app_kwargs": {
-        "middleware": [Middleware(RequestCap), Middleware(OwnPage)],
+        "middleware": [Middleware(RequestCap), Middleware(OwnPage), Middleware(UsedOnly)],
         "routes": [downloads(lambda request: is_private(request.app.blocks, request))],
     },
 }
@@ -45,8 +45,12 @@ def build() -> gr.Blocks:
 
         page = layout(private)
         bind(blocks, page)
-        endpoints(private)
-    blocks.queue(max_size=128, default_concurrency_limit=8)  # a class that opens the page at once
+        endpoints(private, page.pending)
+    blocks.queue(
+        max_size=128,
+        default_concurrency_limit=8,  # a class that opens the page at once
+        api_open=False,  # else whoever calls an event directly need not queue
+    )
     return blocks
 
 

@@ -1,6 +1,7 @@
 """The app's three named endpoints for programs: /check, /merge and /chat, each with one JSON.
 
-The same limits and the same rules about folders hold as on the page.
+The same limits and the same rules about folders hold as on the page, whose places in the queue
+programs leave alone. What one of them asks for is done one after the other.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,44 +18,56 @@ from merging.merge import Progress
 from merging.recipe import Recipe
 from merging.sanity import Verdict
 from merging.ui import jobs, kept
+from merging.ui.pending import Pending
+from merging.ui.turn import waiting
 from merging.ui.visitor import Visitor, visitor
 
-LIMIT = {"concurrency_id": "device", "concurrency_limit": 4}
-"""Merges, of which one is made at a time and others fetch, and what else takes a whole machine."""
-ASKING: dict[str, Any] = {"concurrency_id": "asking", "concurrency_limit": 16}
-"""Questions, which take turns: a new one need not wait for long answers to end."""
+LIMITS = {"check": 8, "merge": 4, "chat": 16}
+"""Programs at once, by endpoint; of merges and questions as many as of the page's."""
 
 
-def endpoints(private: Callable[[gr.Request], bool]) -> None:
-    """Add the endpoints to the Blocks at hand; `private`: this machine alone can reach them."""
+def endpoints(private: Callable[[gr.Request], bool], pending: Pending) -> None:
+    """Add the endpoints to the Blocks at hand; `private`: this machine alone can reach them.
+
+    `pending` is the page's: an account's programs and tabs take turns.
+    """
 
     def check(recipe: str, login: gr.OAuthToken | None, request: gr.Request) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
         """The plan of a recipe in YAML: {"ok", "notes", "columns", …}. Reads no weights."""
         return _check(recipe, visitor(private(request), login))
 
-    def merge(recipe: str, login: gr.OAuthToken | None, request: gr.Request) -> dict:  # type: ignore[type-arg,misc]  # a stream of dicts to gradio
+    def merge(  # type: ignore[misc]  # a stream of dicts to gradio
+        recipe: str,
+        login: gr.OAuthToken | None,
+        profile: gr.OAuthProfile | None,
+        request: gr.Request,
+    ) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
         """Merge: progress, then {"merge": id, "recipe": pinned YAML, "seconds", "sanity"}.
 
         "sanity" is {"ok", "text", "figures"}, or null where the check itself failed.
         """
-        yield from _merge(recipe, visitor(private(request), login))
+        who = visitor(private(request), login, None, profile, request.session_hash)
+        with pending.request(who, waits=True) as (others, _):
+            yield from _merge(recipe, who, waiting(others))
 
-    def chat(  # type: ignore[misc]  # noqa: PLR0913  # a stream of dicts; five by contract, two gradio's
+    def chat(  # type: ignore[misc]  # noqa: PLR0913  # a stream of dicts; five by contract, three gradio's
         merge: str,
         message: str,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
         login: gr.OAuthToken | None = None,
+        profile: gr.OAuthProfile | None = None,
         request: gr.Request = None,  # always given, after the contract's defaults
     ) -> dict:  # type: ignore[type-arg]  # gradio reads it, and knows no more
         """Ask a merge (its id, or a pinned recipe) and its parents: {column: text}, growing."""
         question = Question({}, max_new_tokens, temperature, seed)
-        yield from _chat(merge, message, question, visitor(private(request), login))
+        who = visitor(private(request), login, None, profile, request.session_hash)
+        with pending.request(who, waits=True) as (others, _):
+            yield from _chat(merge, message, question, who, waiting(others))
 
-    gr.api(check, api_name="check", concurrency_limit=8)
-    gr.api(_plainly(merge), api_name="merge", **LIMIT)
-    gr.api(_plainly(chat), api_name="chat", **ASKING)
+    for name, called in (("check", check), ("merge", _plainly(merge)), ("chat", _plainly(chat))):
+        gr.api(called, api_name=name, concurrency_limit=LIMITS[name])
 
 
 def _check(text: str, who: Visitor) -> dict[str, Any]:
@@ -74,8 +87,10 @@ def _check(text: str, who: Visitor) -> dict[str, Any]:
     }
 
 
-def _merge(text: str, who: Visitor) -> Iterator[dict[str, Any]]:
+def _merge(text: str, who: Visitor, turn: Iterator[str]) -> Iterator[dict[str, Any]]:
     recipe = Recipe.from_yaml(text)
+    for told in turn:
+        yield _progress(Progress(told, 0, 1, 0.0, 0.0, 0.0, "wait"))
     making = jobs.make(recipe, who)
     try:
         while True:
@@ -103,13 +118,17 @@ def _progress(at: Any) -> dict[str, Any]:
     }
 
 
-def _chat(merge: str, message: str, options: Question, who: Visitor) -> Iterator[dict[str, str]]:
+def _chat(
+    merge: str, message: str, options: Question, who: Visitor, turn: Iterator[str]
+) -> Iterator[dict[str, str]]:
     job = _job(merge, who)
     texts = dict.fromkeys(job.answering, "")
     said = ({"role": "user", "content": message},)
     question = Question(
         dict.fromkeys(texts, said), options.max_new_tokens, options.temperature, options.seed
     )
+    for _ in turn:
+        yield dict(texts)
     for event in jobs.run(replace(job, questions=(question,))):
         if isinstance(event, Reply):
             texts[event.column] = event.ended or "" if event.failed else event.text

@@ -46,10 +46,10 @@ def remerged(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     }
     try:
         made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
-    except MergeError:
+        kept.keep(made)
+    except Exception:
         yield {page.visit: before}
         raise
-    kept.keep(made)
     yield {page.sizes: dict(made.sizes)}
     visit = visit.merged(made)
     if values[page.again] and visit.asked:
@@ -79,7 +79,7 @@ def _merged(
             elif isinstance(event, Verdict):
                 judged = (visit.made.identity if visit.made else "", look.verdict(event), event.ok)
                 yield {page.sanity: judged[1], page.judged: judged}
-    except MergeError:
+    except Exception:
         yield showing.stage(page, visit.ended() if there else before, values) | {page.sanity: ""}
         raise
 
@@ -96,7 +96,7 @@ def ask(
     yield {page.status: "", page.question: ""}
     try:
         yield from asked(page, visitor, values, question, slots)
-    except MergeError:
+    except Exception:
         yield {page.question: question}  # what was typed is not lost
         raise
 
@@ -184,7 +184,7 @@ def asked(
                     yield {page.status: ""} | told | showing.stage(page, visit, values)
             elif isinstance(event, Progress):
                 yield {page.status: look.progress(event)}
-    except MergeError:
+    except Exception:
         yield showing.stage(page, replace(visit, running=(), ballot=None), values)
         raise
     if visit.running:

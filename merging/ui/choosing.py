@@ -21,14 +21,19 @@ from merging.ui.visitor import Visitor
 
 
 @shows_errors("notes")
-def choose_preset(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+def choose_preset(
+    page: Page, visitor: Visitor, values: Values, *, local: bool = False
+) -> Iterator[Updates]:
     preset = next(p for p in page.presets if p.key == values[page.preset])
     yield filled(page, preset.text) | _offer(page, preset)
-    yield from _checked(page, visitor, preset.text)
+    yield from _checked(page, visitor, preset.text, local=local)
 
 
 def restore(page: Page, visitor: Visitor, text: str, options: list[Any]) -> Iterator[Updates]:
-    """Show what the browser kept, or what a link brought; the first preset if it is no recipe."""
+    """Show what the browser kept, or what a link brought; the first preset if it is no recipe.
+
+    Nobody clicked: no network is used for it.
+    """
     try:
         key = _preset_of(page, text)
     except MergeError as error:
@@ -40,7 +45,7 @@ def restore(page: Page, visitor: Visitor, text: str, options: list[Any]) -> Iter
         yield dict(zip(page.options(), options, strict=False))
     if key:
         yield {page.preset: key}
-        yield from choose_preset(page, visitor, {page.preset: key})
+        yield from choose_preset(page, visitor, {page.preset: key}, local=True)
     else:
         yield {page.recipe: text, page.preset: None}
         yield from open_recipe(page, visitor, {page.recipe: text})

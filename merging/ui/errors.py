@@ -1,5 +1,6 @@
 """How a handler's error reaches the page: a sentence that stays where the user is looking."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
@@ -9,6 +10,7 @@ from merging.ui import look
 from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
+FAULT = "This is a fault of the app, and its log says more: try again."
 Values = Mapping[Any, Any]
 """What a handler is given: its inputs' values by component."""
 Updates = dict[Any, Any]
@@ -25,7 +27,8 @@ _Handler = Callable[Concatenate[Page, Visitor, Values, P], Iterator[Updates]]
 
 
 def shows_errors(where: str) -> Callable[[_Handler[P]], _Handler[P]]:
-    """Turn a MergeError into a sentence that stays in the page's `where`; bugs pass through."""
+    """Turn a MergeError into a sentence that stays in the page's `where`; a bug is logged, and said
+    to be one. Handlers that write down what is under way take it back at any exception."""
 
     def decorate(handler: _Handler[P]) -> _Handler[P]:
         @wraps(handler)
@@ -36,6 +39,9 @@ def shows_errors(where: str) -> Callable[[_Handler[P]], _Handler[P]]:
                 yield from handler(page, visitor, values, *args, **kwargs)
             except MergeError as error:
                 yield {getattr(page, where): look.failure(str(error))}
+            except Exception:
+                logging.getLogger(__name__).exception("A handler failed")
+                yield {getattr(page, where): look.failure(FAULT)}
 
         return shown
 

@@ -59,7 +59,7 @@ def run(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         job = yield from asking.followed(
             page, jobs.job_of(parents, merges, visitor), "sheet_status"
         )
-    except MergeError:
+    except Exception:
         yield {page.sheet: before}
         raise
     alone = [({"role": "user", "content": text},) for text, _ in rows]
@@ -84,7 +84,7 @@ def _answered(page: Page, found: Sheet, job: gpu.Job) -> Iterator[Updates]:
             if ended or time.monotonic() - drawn > EVERY:
                 drawn = time.monotonic()
                 yield _drawn(page, found) | {page.sheet_status: _far(found, number)}
-    except MergeError:
+    except Exception:
         yield _drawn(page, found.ended())
         raise
     told = f"{found.done()} answers in {time.monotonic() - start:.1f} s. {notice}"

@@ -1,6 +1,9 @@
-"""What the server refuses before anything is read: too large a request, another site's page."""
+"""What the server refuses before anything is read: too large a request, another site's page, and
+what the page never asks for.
+"""
 
 import os
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,6 +76,23 @@ class OwnPage:
             await send(message)
 
         await self.app(scope, receive, framed)
+
+
+UNUSED = re.compile("/gradio_api/(upload|process_recording|deep_link|file)")
+"""Routes of gradio's that keep what anybody sends, or give anybody files, even of other hosts."""
+
+
+class UsedOnly:
+    """ASGI middleware: 404 for the routes of gradio's that the page has no use for."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and UNUSED.search(scope["path"]):
+            await _refuse(send, 404, "The page has no use for this.")
+        else:
+            await self.app(scope, receive, send)
 
 
 async def _refuse(send: Send, status: int, words: str) -> None:

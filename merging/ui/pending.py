@@ -1,6 +1,6 @@
 """One request a person at a time, of those that need the device, in whichever of their tabs.
 
-A person is who signed in, or else a session of the page, and never an address.
+A person is who signed in, or else a session of the page or of a program, and never an address.
 """
 
 import threading
@@ -13,6 +13,9 @@ from merging.errors import MergeError
 from merging.ui.visitor import Visitor
 
 TWICE = "You have just asked for something else: wait for it, or press Stop."
+MOST = 3
+"""Requests of one person, the first at work. Every queue has more places: nobody takes them all."""
+MANY = f"{MOST} requests of yours are under way, one after the other: wait for one, or stop it."
 
 
 @dataclass(eq=False)
@@ -33,14 +36,16 @@ class Pending:
     ) -> Iterator[tuple[Callable[[], bool], Callable[[], None]]]:
         """Gives whether others come first, and what ends the request before the block does.
 
-        Raises MergeError for a session's second, unless it `waits`: it was asked for of a page that
-        the first is about to change.
+        Raises MergeError for one beyond `MOST`, and for a session's second, unless it `waits`: it
+        was asked for of a page that the first is about to change.
         """
         own = _Request(visitor.session)
         with self.lock:
             mine = self.requests.setdefault(visitor.person, [])
             if not waits and any(other.session == own.session for other in mine):
                 raise MergeError(TWICE)
+            if len(mine) >= MOST:
+                raise MergeError(MANY)
             mine.append(own)
         try:
             yield (

@@ -76,7 +76,7 @@ def chat(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         yield from asking.remerged(
             page, replace(visitor, pins=pins), {**values, page.recipe: text, page.pins: pins}
         )
-    except MergeError:
+    except Exception:
         yield {page.progress: ""}
         raise
     yield {page.past_status: look.hint(f"{past.name} is the merged model.")}

@@ -100,7 +100,7 @@ def _points(page: Page, found: Swept, job: gpu.Job) -> Iterator[Updates]:
             elif isinstance(event, Scored):
                 found = replace(found, curve=found.curve.scored(event))
                 yield _drawn(page, found)
-    except MergeError:
+    except Exception:
         yield _drawn(page, replace(found, running=False))
         raise
     told = f"{len(found.curve.points)} values in {time.monotonic() - start:.1f} s."

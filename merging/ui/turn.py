@@ -1,13 +1,22 @@
-"""Has what needs the device wait until the same person's other requests have ended."""
+"""Has what needs the device wait until the same person's other requests have ended; how many people
+are at it at once is gradio's queue's to see to.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from merging.ui import asking, look
 from merging.ui.errors import Handler, Updates, Values, shows_errors
 from merging.ui.page import Page
 from merging.ui.visitor import Visitor
 
+MERGING: dict[str, Any] = {"concurrency_id": "merging", "concurrency_limit": 4}
+"""Merges, of which one is made at a time and others fetch, and what else takes a whole machine."""
+ASKING: dict[str, Any] = {"concurrency_id": "asking", "concurrency_limit": 16}
+"""Questions, which take turns: a new one need not wait for long answers to end."""
+LOOKING: dict[str, Any] = {"concurrency_id": "looking", "concurrency_limit": 4}
+"""Looks into an answer, which may stand here waiting for what the same page asked for before."""
 EVERY = 0.3
 """Seconds between two looks at whether it is one's turn."""
 BEFORE = "Another request of yours comes first: this one waits for it."
@@ -23,9 +32,8 @@ def in_turn(where: str, handler: Handler, *, waits: bool = False) -> Handler:
     def begun(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         asking.idle(page, values)
         with page.pending.request(visitor, waits=waits) as (others, end):
-            while others():
-                yield {getattr(page, where): look.hint(BEFORE)}
-                time.sleep(EVERY)
+            for told in waiting(others):
+                yield {getattr(page, where): look.hint(told)}
             going = False
             for updates in handler(page, visitor, values):
                 before, going = going, _going(page, updates, going)
@@ -34,6 +42,13 @@ def in_turn(where: str, handler: Handler, *, waits: bool = False) -> Handler:
                 yield updates
 
     return begun
+
+
+def waiting(others: Callable[[], bool]) -> Iterator[str]:
+    """What one waits for, now and then until one's turn has come."""
+    while others():
+        yield BEFORE
+        time.sleep(EVERY)
 
 
 def _going(page: Page, updates: Updates, before: bool) -> bool:

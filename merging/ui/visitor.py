@@ -39,9 +39,19 @@ class Visitor:
 
 
 def visitor(
-    private: bool, login: gr.OAuthToken | None, pins: Mapping[str, str] | None = None
+    private: bool,
+    login: gr.OAuthToken | None,
+    pins: Mapping[str, str] | None = None,
+    profile: gr.OAuthProfile | None = None,
+    session: str | None = None,
 ) -> Visitor:
-    """The machine's own login and folders serve its own user alone (`private`), nobody else."""
+    """The machine's own login and folders serve its own user alone (`private`), nobody else.
+
+    Whoever needs the device is known by `profile` or `session` as well.
+    """
     if private:
-        return Visitor(hub.own_login(), True, pins or {})
-    return Visitor(login.token if login else False, False, pins or {})
+        token: hub.Token = hub.own_login()
+    else:
+        token = login.token if login else False
+    account = profile.username if profile else ""
+    return Visitor(token, private, pins or {}, session or "", account)

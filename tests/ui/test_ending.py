@@ -37,7 +37,7 @@ def test_ended_in_the_middle_of_an_answer_and_a_merge(
 ) -> None:
     """It is gone within seconds with its helpers, leaves nothing half written, and a merge's id, or
     the recipe that a link carries, still brings the merge back."""
-    with running(tmp_path) as app, connected(app) as client:
+    with running(tmp_path) as app, connected(app) as client, connected(app) as another:
         made = client.predict(TIES, api_name="/merge")["merge"]
         said = client.predict(made, SUM, 8, api_name="/chat")
         long = client.predict(long_recipe, api_name="/merge")["merge"]
@@ -46,7 +46,7 @@ def test_ended_in_the_middle_of_an_answer_and_a_merge(
             time.sleep(0.1)
         helpers = children(app.process.pid)
         assert helpers
-        client.submit(OTHER, api_name="/merge")
+        another.submit(OTHER, api_name="/merge")
         app.process.send_signal(how)
         app.process.wait(10)
         end = time.monotonic() + 10

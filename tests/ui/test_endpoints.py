@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import http.client
+import json
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from merging.ui.api import LIMITS
+from merging.ui.pending import MOST
 from tests.ui.models import DEMO, TIES
 from tests.ui.running import App, connected, running
 
@@ -42,6 +45,11 @@ def refusal(client: Client, *values: Any, api: str) -> str:
     return str(refused.value)
 
 
+def read(what: str | Request) -> str:
+    with urlopen(what, timeout=60) as answer:
+        return str(answer.read().decode())
+
+
 @pytest.mark.parametrize("path", ["monitoring", "monitoring/summary", "monitoring/any/dashboard"])
 def test_nobody_hears_how_the_app_is_used(app: App, path: str) -> None:
     """Gradio would serve the figures of all events to whoever asks."""
@@ -49,6 +57,25 @@ def test_nobody_hears_how_the_app_is_used(app: App, path: str) -> None:
         pass
     assert refused.value.code in (403, 404)
     refused.value.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "upload"), ("POST", "process_recording"), ("POST", "run/check"),
+        ("GET", "deep_link?session_hash=any"), ("GET", "file=https://host.invalid/a.png"),
+        ("GET", "file=%68ttp://host.invalid/a.png"), ("HEAD", "file=HTTP://host.invalid/a.png"),
+        ("GET", "%66ile/https://host.invalid/a.png"), ("GET", "/file=http://host.invalid/a.png"),
+    ],
+)  # fmt: skip
+def test_routes_that_the_page_never_uses_are_closed(app: App, method: str, path: str) -> None:
+    """Nobody leaves files here, has this machine fetch, or has an event at once without a queue."""
+    host = urlsplit(app.url).netloc
+    body = json.dumps({"data": [TIES]})
+    with closing(http.client.HTTPConnection(host, timeout=20)) as connection:
+        headers = {"content-type": "application/json"}
+        connection.request(method, f"/gradio_api/{path}", body, headers)
+        assert connection.getresponse().status == 404
 
 
 def test_exactly_three_endpoints(client: Client) -> None:
@@ -209,11 +236,46 @@ def test_id_survives_a_restart(app: App, client: Client) -> None:
         assert later.predict(made, SUM, api_name="/chat") == before
 
 
-def test_many_merge_the_same_at_once(client: Client) -> None:
-    """A class that opens the same link and presses Merge gets one id, and nobody an error."""
+def test_many_merge_the_same_at_once(app: App) -> None:
+    """Programs that merge the same get one id, and none of them an error."""
     recipe = TIES.replace("lambda: 1.0", "lambda: 1.2")
-    jobs = [client.submit(recipe, api_name="/merge") for _ in range(8)]
-    assert len({job.result(60)["merge"] for job in jobs}) == 1
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connected(app)) for _ in range(4)]
+        jobs = [client.submit(recipe, api_name="/merge") for client in 2 * clients]
+        assert len({job.result(60)["merge"] for job in jobs}) == 1
+
+
+def test_a_programs_requests_take_turns(app: App, client: Client, long_recipe: str) -> None:
+    """The next wait for the first, those beyond a few are refused, and another is answered."""
+
+    def ask() -> Any:
+        return client.submit(long_recipe, SUM, 1024, api_name="/chat")
+
+    def has_begun(job: Any) -> bool:
+        return any(any(texts.values()) for texts in job.outputs())
+
+    first = ask()
+    while not has_begun(first):
+        time.sleep(0.1)
+    later = [ask() for _ in range(LIMITS["chat"])]
+    while sum(job.done() for job in later) < len(later) - MOST + 1:
+        time.sleep(0.1)
+    refused = [job for job in later if job.done()]
+    assert all("wait for one" in str(job.exception()) for job in refused)
+    assert not any(map(has_begun, later))
+    with connected(app) as other:
+        assert other.predict(TIES, SUM, api_name="/chat")["merged"] == "65"
+    first.cancel()  # and so, to gradio, all that this client asked for in the same way
+    assert client.predict(TIES, api_name="/merge")["merge"]
+
+
+def test_callers_without_a_session_are_strangers(app: App) -> None:
+    """Each has its answer, however many there are."""
+    body = json.dumps({"data": [TIES, SUM, 8, 0.0, 0]}).encode()
+    call = f"{app.url}/gradio_api/call/chat"
+    asking = [Request(call, body, {"content-type": "application/json"}) for _ in range(2 * MOST)]
+    ids = [json.loads(read(each))["event_id"] for each in asking]
+    assert all("event: complete" in read(f"{call}/{id}") for id in ids)
 
 
 def test_cancelled_answers_end(app: App, client: Client, long_recipe: str) -> None:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import gradio as gr
 import pytest
 
 from merging.errors import MergeError
-from merging.ui import turn
+from merging.ui import build, turn
+from merging.ui.api import LIMITS
 from merging.ui.errors import Updates
-from merging.ui.pending import Pending
+from merging.ui.pending import MOST, Pending
 from merging.ui.sheet import Sheet
 from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
 
 ONE, OTHER = (Visitor(session=session) for session in ("one", "other"))
 TABS = [Visitor(session=session, account="alice") for session in ("left", "right", "third")]
+
+
+@pytest.fixture(scope="module")
+def blocks() -> gr.Blocks:
+    """The page, built in a loop: gradio would begin one of its own, and leave it open."""
+
+    async def built() -> gr.Blocks:
+        return build()
+
+    return asyncio.run(built())
 
 
 def test_strangers_do_not_wait_for_each_other() -> None:
@@ -44,6 +57,34 @@ def test_a_pages_second_request_is_refused() -> None:
         with pending.request(ONE, waits=False) as (others, _):
             assert not others()
     assert not pending.requests
+
+
+def test_nobody_takes_all_places() -> None:
+    """One person's requests are refused before they could fill any queue's places."""
+    pending = Pending()
+    with ExitStack() as stack:
+        for _ in range(MOST):
+            stack.enter_context(pending.request(ONE, waits=True))
+        with pytest.raises(MergeError, match="wait for one"), pending.request(ONE, waits=True):
+            pass
+        stack.enter_context(pending.request(OTHER, waits=True))
+    assert not pending.requests
+    places = [each["concurrency_limit"] for each in (turn.MERGING, turn.ASKING, turn.LOOKING)]
+    assert min(*places, *LIMITS.values()) > MOST
+
+
+def test_what_waits_for_long_stands_in_nobodys_way(blocks: gr.Blocks) -> None:
+    """A look, which may wait for its own page's sweep, files and a push have queues of their own,
+    and who waits there is told where that was asked for."""
+    ids = {number: getattr(part, "elem_id", None) for number, part in blocks.blocks.items()}
+    clicked = {ids[number]: fn for fn in blocks.fns.values() if fn.queue
+               for number, event in fn.targets if event == "click"}  # fmt: skip
+    waiting = {"look-into": "looked-status", "files": "kept-status", "confirm": "kept-status"}
+    for button, where in waiting.items():
+        assert [part.elem_id for part in clicked[button].show_progress_on or ()] == [where]
+        assert clicked[button].show_progress == "minimal"
+    several = ("merge", "ask", *waiting)
+    assert len({clicked[button].concurrency_id for button in several}) == len(several)
 
 
 def test_tabs_of_an_account_take_turns() -> None:

@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from merging.recipe import Recipe
+from merging.ui.presets import presets
+from tests.hub import LocalHub
 from tests.ui.models import TIES
 from tests.ui.playground import START, Playground
 from tests.ui.running import App
@@ -146,6 +148,17 @@ def test_the_link_pins_its_models(visit: Visit) -> None:
     text = base64.urlsafe_b64decode(code + "=" * (-len(code) % 4)).decode()
     names = Recipe.from_yaml(text).names()
     assert any(re.fullmatch("org/a@[0-9a-f]{40}", name) for name in names)
+
+
+@pytest.mark.parametrize("query", ["", "&class=1"])
+def test_a_link_asks_no_hub(visit: Visit, local_hub: LocalHub, query: str) -> None:
+    """Not even one that carries a preset's recipe: its check waits for a click."""
+    text = next(p.text for p in presets() if "assets/demo" not in p.text)
+    code = base64.urlsafe_b64encode(text.encode()).decode()
+    before = len(local_hub.requests())
+    notes = visit(f"/?recipe={code}{query}").part("notes")
+    expect(notes).to_contain_text("Not checked yet")
+    assert len(local_hub.requests()) == before
 
 
 def test_a_broken_link_fixes_nothing(visit: Visit) -> None:

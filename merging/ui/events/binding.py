@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -49,8 +48,8 @@ def handling(handler: Handler, page: Page) -> Callable[..., Iterator[Updates]]:
         values: Any, login: gr.OAuthToken | None, profile: gr.OAuthProfile | None,
         request: gr.Request,
     ) -> Iterator[Updates]:  # fmt: skip
-        who = visitor(page.private(request), login, values.get(page.pins))
-        account, session = profile.username if profile else "", request.session_hash or ""
-        yield from handler(page, replace(who, session=session, account=account), values)
+        private, pins = page.private(request), values.get(page.pins)
+        who = visitor(private, login, pins, profile, request.session_hash)
+        yield from handler(page, who, values)
 
     return handle

@@ -19,11 +19,10 @@ from merging.ui import (
     stepping,
     sweeping,
 )  # fmt: skip
-from merging.ui.api import ASKING, LIMIT
 from merging.ui.blind import BAD, TIE
 from merging.ui.events.binding import linking, on, queued
 from merging.ui.page import Page
-from merging.ui.turn import in_turn
+from merging.ui.turn import ASKING, LOOKING, in_turn
 from merging.ui.visit import PINNED
 
 COPY = """(copied) => window.playground.copy(copied.text, "Answer copied.",
@@ -72,21 +71,22 @@ def tokens(page: Page) -> None:
     """Whatever looks into the merged model's answer."""
     shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status}
     quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    waiting = {**LOOKING, **queued(page.looked_status)}
     look_into, choose = (
         in_turn("looked_status", handler, waits=True)  # neither changes what was said
         for handler in (deciding.look_into, deciding.choose)
     )
     looking = [on(page.buttons["look-into"].click, look_into, page, page.asking(), shown,
-                   **LIMIT)]  # fmt: skip
+                   **waiting)]  # fmt: skip
     asked = {page.visit, page.sheet, page.pins, page.looked_into, page.token}
 
     def place(at: gr.SelectData) -> int:
         return int(at.index) + 1
 
-    last = {**LIMIT, "trigger_mode": "always_last"}
+    last = {**waiting, "trigger_mode": "always_last"}
     looking.append(on(page.token.input, choose, page, asked, shown, **last))
     clicked = page.strip.select(place, None, page.token, **quick)
-    looking.append(on(clicked.then, choose, page, asked, shown, **LIMIT))
+    looking.append(on(clicked.then, choose, page, asked, shown, **waiting))
     stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
     stopping = on(partial(gr.on, stops), comparing.settle, page, {page.visit}, {page.status},
                    cancels=looking, queue=False)  # fmt: skip
@@ -173,16 +173,18 @@ def prices(page: Page) -> None:
 
 
 def files(blocks: gr.Blocks, page: Page) -> None:
-    """Whatever takes a merge away: it merges on this machine's processor, one at a time."""
+    """Whatever takes a merge away: it merges on this machine's processor. Files are written one
+    merge's at a time, into room that was made for them; pushes mostly wait for the Hub.
+    """
     on(blocks.load, keeping.show_cache, page, {page.visit}, {page.foot})
-    buttons, alone = page.buttons, {"concurrency_id": "keeping", "concurrency_limit": 1}
+    buttons, waiting = page.buttons, queued(page.kept_status)
     asked = {page.visit, page.push_name, page.push_public}
     offered = {page.offer, page.confirm, page.kept_status}
     making = on(buttons["files"].click, keeping.make_files, page, {page.visit},
-                 {page.kept_status}, **alone)  # fmt: skip
+                 {page.kept_status}, concurrency_limit=1, **waiting)  # fmt: skip
     on(buttons["push"].click, keeping.offer_push, page, asked, offered)
     pushing = on(buttons["confirm"].click, keeping.confirm_push, page, {page.offer}, offered,
-                  **alone)  # fmt: skip
+                  concurrency_limit=4, **waiting)  # fmt: skip
     on(buttons["cancel"].click, keeping.cancel_push, page, {page.offer}, offered)
     buttons["stop-keeping"].click(None, cancels=[making, pushing])
 

@@ -7,11 +7,10 @@ from typing import Any
 import gradio as gr
 
 from merging.ui import asking, checking, comparing, drawing, examining, keeping, recalling
-from merging.ui.api import ASKING, LIMIT
 from merging.ui.errors import Updates
 from merging.ui.events.binding import handling, on, queued
 from merging.ui.page import Page
-from merging.ui.turn import in_turn
+from merging.ui.turn import ASKING, MERGING, in_turn
 
 
 def running(page: Page) -> list[Any]:
@@ -25,10 +24,10 @@ def running(page: Page) -> list[Any]:
     past = {page.past, page.listing}
     merge, recall = in_turn("progress", asking.merge), in_turn("past_status", recalling.chat)
     merging = [
-        on(page.buttons["merge"].click, merge, page, page.asking(), merged, **LIMIT,
+        on(page.buttons["merge"].click, merge, page, page.asking(), merged, **MERGING,
             **queued(page.progress)),
         on(page.buttons["chat-past"].click, recall, page, {*page.asking(), *past},
-            {page.past_status, *merged, *page.filled()}, **LIMIT, **queued(page.past_status)),
+            {page.past_status, *merged, *page.filled()}, **MERGING, **queued(page.past_status)),
     ]  # fmt: skip
     trying.append(on(page.buttons["pin-past"].click, in_turn("past_status", recalling.pin), page,
                       {*page.asking(), *past}, {page.past_status, *page.answered()}, **ASKING,
@@ -103,7 +102,7 @@ def _merged(page: Page, merging: Any) -> None:
     on(merging.then, drawing.draw, page, {page.visit, page.drawn}, page.pictures(),
         queue=False)  # fmt: skip
     judging = on(noted.then, checking.check, page, {page.visit, page.pins, page.sanity},
-                  {page.judged, page.sanity}, **LIMIT)  # fmt: skip
+                  {page.judged, page.sanity}, **MERGING)  # fmt: skip
     on(judging.then, recalling.judge, page, {page.judged, page.past}, {page.past}, queue=False)
     on(judging.then, checking.show, page, {page.visit, page.judged}, {page.sanity}, queue=False)
 
