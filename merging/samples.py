@@ -66,7 +66,7 @@ def begins(size: int, rows: int, seed: str) -> Tensor | None:
 
 
 def slices_of(values: Tensor, starts: Tensor | None) -> Tensor:
-    """A copy of the slices that begin there, (starts, LENGTH); of all, (1, n), if there are none."""
+    """A copy of the slices that begin there, (starts, LENGTH); of all, (1, n), if none do."""
     if starts is None:
         return values.reshape(1, -1).clone()
     return values.reshape(-1).unfold(0, LENGTH, 1).index_select(0, starts.to(values.device))
