@@ -304,8 +304,8 @@ def _fill(filling: Filling, index: int, block: Block, rows: int, *, whole: bool)
     tensors, base = work.tensors(filling.read, *block)
     numbers = filling.numbers
     own = {k: v.values[index] if isinstance(v, PerBlock) else v for k, v in numbers.items()}
-    places = begins(block[1] - block[0], rows, f"{filling.name} {index}") if rows else None
-    cut = partial(slices_of, starts=places)
+    starts = begins(tensors[0], rows, f"{filling.name} {index}") if rows else None
+    cut = partial(slices_of, starts=starts)
     some = [*map(cut, tensors)] if rows else []  # before they are changed
     if rows and method.keep:
         some += method.keep(tensors, cut, **own)

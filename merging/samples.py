@@ -53,23 +53,24 @@ def sampled(sizes: Sequence[int]) -> dict[int, int]:
     return {place: -(-ROWS // len(chosen)) for place in chosen}
 
 
-def begins(size: int, rows: int, seed: str) -> Tensor | None:
-    """Where slices of a block of `size` begin: one anywhere in each of `rows` like parts of it.
+def begins(block: Tensor, rows: int, seed: str) -> Tensor | None:
+    """Where slices of a block begin, (rows,): one anywhere in each of so many like parts of it.
 
     Evenly spaced they would see the same few columns of a matrix whose width is a power of two.
     The same `seed` gives the same places. None, for all of it, where it is short or `rows` is 1.
     """
-    if rows == 1 or size < ROWS * LENGTH:
+    if rows == 1 or block.numel() < ROWS * LENGTH:
         return None
-    part, drawn = size // rows, Random(seed)
-    return torch.tensor([n * part + drawn.randrange(part - LENGTH + 1) for n in range(rows)])
+    part, drawn = block.numel() // rows, Random(seed)
+    found = [row * part + drawn.randrange(part - LENGTH + 1) for row in range(rows)]
+    return torch.tensor(found, device=block.device)
 
 
 def slices_of(values: Tensor, starts: Tensor | None) -> Tensor:
     """A copy of the slices that begin there, (starts, LENGTH); of all, (1, n), if none do."""
     if starts is None:
         return values.reshape(1, -1).clone()
-    return values.reshape(-1).unfold(0, LENGTH, 1).index_select(0, starts.to(values.device))
+    return values.reshape(-1).unfold(0, LENGTH, 1).index_select(0, starts)
 
 
 def summed(samples: Mapping[str, Sample]) -> dict[str, Sums]:

@@ -250,8 +250,8 @@ def trim(delta: Tensor, threshold: int, spare: int | None) -> Tensor:
         return delta  # what equals it is 0 already
     # a comparison and a choice take ten times as long as this
     trimmed = hardshrink(delta, as_float(threshold - (spare is None)))
-    if spare:  # to choose among the equals takes as long again as to drop all from some place on
-        end = _places(magnitude(delta) == threshold)[spare - 1] + 1
+    if spare:  # equals stay up to some place: quicker than to put each of them back
+        end = int(_places(magnitude(delta) == threshold)[spare - 1]) + 1
         trimmed[:end] = hardshrink(delta[:end], as_float(threshold - 1))
     return trimmed
 
