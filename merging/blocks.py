@@ -16,7 +16,7 @@ from torch import Tensor
 
 from merging.methods import Method
 from merging.methods._method import BlockFunction, Ordered, PerBlock, Sampled
-from merging.samples import sampled, slices_of, sums
+from merging.samples import begins, sampled, slices_of, sums
 from merging.threads import over, pooled
 from merging.vocabulary import Matched
 
@@ -105,13 +105,14 @@ Wanted = BlockFunction | Ordered | Sampled
 @dataclass(frozen=True)
 class Filling:
     """A merged tensor under way: formula, values, what was measured; `out`, flat, becomes it,
-    rounded to `dtype` and then to its own type."""
+    rounded to `dtype` and then to its own type. By its `name` it is known where it is sampled."""
 
     work: Work
     read: Reader
     numbers: Mapping[str, Any]
     out: Tensor
     dtype: torch.dtype
+    name: str = ""
 
 
 class NotFiniteError(ArithmeticError):
@@ -303,12 +304,14 @@ def _fill(filling: Filling, index: int, block: Block, rows: int, *, whole: bool)
     tensors, base = work.tensors(filling.read, *block)
     numbers = filling.numbers
     own = {k: v.values[index] if isinstance(v, PerBlock) else v for k, v in numbers.items()}
-    some = [slices_of(t, rows).clone() for t in tensors] if rows else []  # before they are changed
+    starts = begins(tensors[0], rows, f"{filling.name} {index}") if rows else None
+    cut = partial(slices_of, starts=starts)
+    some = [*map(cut, tensors)] if rows else []  # before they are changed
+    if rows and method.keep:
+        some += method.keep(tensors, cut, **own)
     merged = method.combine(tensors, **method.arguments(work.values), **own).contiguous()
     if rows:
-        kept = method.keep(some, **own) if method.keep else ()
-        after = [merged] if base is None else [merged, base]
-        some += [*kept, *(slices_of(values, rows) for values in after)]
+        some += map(cut, [merged] if base is None else [merged, base])
     taken = torch.stack(some, 1) if rows else torch.empty(0)
     merged = (merged if base is None else merged.add_(base)).reshape(-1)
     # the extremes tell of all: rounding keeps their order, and NaN is either's neighbour

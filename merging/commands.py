@@ -165,14 +165,14 @@ def inspect(given: Namespace) -> None:
 def sweep(given: Namespace) -> None:
     """Print how the merge and its parents score as one number moves."""
     from merging import ratings, sweep  # with transformers, as in `_judge`
-    from merging.knobs import Knob, along
+    from merging.knobs import Knob, along, parents_of
 
     decided = _fetch(_plan(given))
     pinned = dict(zip(decided.columns, decided.recipe.listed(), strict=True))
     knob = Knob(given.parameter, given.model and pinned.get(given.model, given.model))
     recipes = along(decided.recipe, knob, given.low, given.high, given.steps)
     called = _called(decided, given)
-    curve = ratings.Curve(knob, {name: called[name] for name in sweep.parents_of(decided.recipe)})
+    curve = ratings.Curve(knob, {name: called[name] for name in parents_of(decided.recipe)})
     for event in _tried(partial(sweep.sweep, recipes), decided, given):
         curve = curve.scored(event)
     table = ratings.table(*ratings.swept_rows(curve))

@@ -59,20 +59,23 @@ def grouped(
     ]
 
 
-def distances(found: Mapping[str, Sums]) -> dict[str, float]:
-    """The squared distance between the two inputs of each tensor that lie farthest from each other,
-    or, of deltas, of one from the base."""
+def distances(found: Mapping[str, Sums]) -> dict[str, tuple[float, float]]:
+    """Of each tensor the squared distance between the two inputs that lie farthest from each other,
+    or, of deltas, of one from the base; and the squared length of the base, or the models' mean."""
     alike: dict[tuple[int, bool], list[str]] = {}
     for name, each in found.items():
         alike.setdefault((each.models, each.based), []).append(name)
-    farthest: dict[str, float] = {}
+    farthest: dict[str, tuple[float, float]] = {}
     for (models, based), names in alike.items():
         values, sizes = _totals([found[name] for name in names])
-        gram = _gram(values * (sizes / values[:, :1]), models)[:, :models, :models]
+        every = _gram(values * (sizes / values[:, :1]), models)
+        gram = every[:, :models, :models]
         own = gram.diagonal(dim1=1, dim2=2)
         between = (own[:, :, None] + own[:, None] - 2 * gram).flatten(1)
         rows = torch.cat([between, own], 1) if based else between
-        farthest.update(zip(names, rows.amax(1).clamp(min=0).tolist(), strict=True))
+        lengths = every[:, -1, -1] if based else own.mean(1)
+        pairs = zip(rows.amax(1).clamp(min=0).tolist(), lengths.tolist(), strict=True)
+        farthest.update(zip(names, pairs, strict=True))
     return farthest
 
 

@@ -30,13 +30,21 @@ def method_of(recipe: Recipe) -> Method:
     return found.get(recipe.variant) or methods()[recipe.merge_method]
 
 
+def parents_of(recipe: Recipe) -> list[str]:
+    """The models that are merged; a base that is listed as well is none of them."""
+    base = recipe.base_model if method_of(recipe).base == "required" else None
+    return [name for name in recipe.listed() if name != base]
+
+
 def knobs(recipe: Recipe) -> dict[Knob, Number]:
     """All that can be turned, those of all models before those of each: `lambda` before all."""
     declared = [p for p in method_of(recipe).parameters if isinstance(p.control, Number)]
+    merged = parents_of(recipe)
+    models = [m.model for m in recipe.models if m.model in merged]
     declared.sort(key=lambda p: p.per_model)
     found = {Knob(p.name): p.control for p in declared}
     for parameter in (p for p in declared if p.per_model):
-        found |= {Knob(parameter.name, m.model): parameter.control for m in recipe.models}
+        found |= {Knob(parameter.name, model): parameter.control for model in models}
     return {knob: control for knob, control in found.items() if isinstance(control, Number)}
 
 

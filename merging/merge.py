@@ -226,7 +226,7 @@ def _fill(run: _Run, steps: Sequence[Step]) -> Iterator[int]:
         measured = yield from _measured(list(unknown.values()), run.pool)
         numbers.update(zip(unknown, measured, strict=True))
     fillings = [
-        Filling(*own, numbers[key], places[step.name], step.dtype)
+        Filling(*own, numbers[key], places[step.name], step.dtype, step.name)
         for own, key, step in zip(parts, keys, merged, strict=True)
     ]
     whole = run.sums is not None

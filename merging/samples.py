@@ -6,14 +6,15 @@ The sums add up over the parts of a tensor and over tensors; what they say is th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
 
 ROWS, LENGTH = 32, 128
 """Slices that are taken of a tensor, and their elements: more of them would slow a merge down."""
-BLOCKS, SPARE = 16, 2
-"""Blocks of a tensor out of which they are taken at most, and at most one in so many."""
+BLOCKS = 16
+"""Blocks of a tensor out of which they are taken at most."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,31 @@ def sampled(sizes: Sequence[int]) -> dict[int, int]:
     """Of blocks of these sizes: which are sampled, and by how many slices each.
 
     >>> sampled([100_000] * 9 + [7])
-    {0: 7, 2: 7, 4: 7, 6: 7, 8: 7}
+    {0: 4, 1: 4, 2: 4, 3: 4, 4: 4, 5: 4, 6: 4, 7: 4, 8: 4}
     """
     long = [place for place, size in enumerate(sizes) if size >= ROWS * LENGTH]
-    chosen = long[:: max(SPARE, -(-len(long) // BLOCKS))] or range(min(1, len(sizes)))
+    chosen = long[:: max(1, -(-len(long) // BLOCKS))] or range(min(1, len(sizes)))
     return {place: -(-ROWS // len(chosen)) for place in chosen}
 
 
-def slices_of(values: Tensor, rows: int) -> Tensor:
-    """(rows, LENGTH) views of slices spread evenly; all of it, (1, n), where it is short or `rows`
-    is 1."""
-    size = values.numel()
-    if rows == 1 or size < ROWS * LENGTH:
-        return values.view(1, -1)
-    return values.as_strided((rows, LENGTH), (size // rows, 1))
+def begins(block: Tensor, rows: int, seed: str) -> Tensor | None:
+    """Where slices of a block begin, (rows,): one anywhere in each of so many like parts of it.
+
+    Evenly spaced they would see the same few columns of a matrix whose width is a power of two.
+    The same `seed` gives the same places. None, for all of it, where it is short or `rows` is 1.
+    """
+    if rows == 1 or block.numel() < ROWS * LENGTH:
+        return None
+    part, drawn = block.numel() // rows, Random(seed)
+    found = [row * part + drawn.randrange(part - LENGTH + 1) for row in range(rows)]
+    return torch.tensor(found, device=block.device)
+
+
+def slices_of(values: Tensor, starts: Tensor | None) -> Tensor:
+    """A copy of the slices that begin there, (starts, LENGTH); of all, (1, n), if none do."""
+    if starts is None:
+        return values.reshape(1, -1).clone()
+    return values.reshape(-1).unfold(0, LENGTH, 1).index_select(0, starts)
 
 
 def summed(samples: Mapping[str, Sample]) -> dict[str, Sums]:

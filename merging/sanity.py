@@ -54,14 +54,15 @@ OVERFLOW = (
 class Signs:
     """What tells the causes apart, of a merge's samples.
 
-    `apart` is how far the two models lie from each other (or from the base) that lie farthest,
-    `rows` the same in the tensors with one row a token; `step` the length of the merged step as a
-    part of the longest model's, or of the weights' where there is no base (`based`); `kept` the
-    energy that the trim leaves to each model. None for what the samples do not say.
+    `apart` is how far the two models lie from each other (or from the base) that lie farthest, as a
+    part of the base's length, or of theirs, `rows` the same in the tensors with one row a token;
+    `step` the length of the merged step as a part of the longest model's, or of the weights' where
+    there is no base (`based`); `kept` the energy that the trim leaves to each model. None for what
+    the samples do not say.
     """
 
-    apart: float
-    rows: float
+    apart: float | None
+    rows: float | None
     based: bool
     step: float | None = None
     kept: Mapping[str, float] | None = None
@@ -90,10 +91,11 @@ class _Parent:
 
 def signs(plan: Plan, sums: Mapping[str, Sums], figures: Mapping[str, Any] | None) -> Signs:
     """The signs of a merge; `figures` are the whole model's, as `figures.estimated` has them."""
-    parts = {True: 0.0, False: 0.0}
-    for name, square in distances(sums).items():
-        parts[bool(ROWS.search(name))] += square
-    apart, rows = parts[False] ** 0.5, parts[True] ** 0.5
+    far, own = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
+    for name, (distance, length) in distances(sums).items():
+        far[bool(ROWS.search(name))] += distance
+        own[bool(ROWS.search(name))] += length
+    apart, rows = ((far[k] / own[k]) ** 0.5 if own[k] else None for k in (False, True))
     if not figures:
         return Signs(apart, rows, plan.based)
     longest = max(figures["norm"].values())
@@ -144,7 +146,7 @@ def check(
 def _judged(
     library: Library, merged: Loaded, parents: Sequence[_Parent], found: Signs | None
 ) -> Generator[None, None, Verdict]:
-    known: dict[str, Any] = {"finite": True, **_told(found, merged.model)}
+    known: dict[str, Any] = {"finite": True, **_told(found)}
     lent = [parent.loaded for parent in parents if parent.loaded]
     known["without"] = [_short(p.name) for p in parents if not (p.loaded or p.did)]
     problem = lost_token(merged, lent)
@@ -163,7 +165,11 @@ def _judged(
         return _verdict(what, *_cause(known, found, merged, lent), known)
     # it may read well and yet be no merge: hardly more than its base, or than one of the models
     if (known["apart"] or 0.0) > APART:
-        return _verdict("It has little of one of its models", *_strangers(known["apart"]), known)
+        what = "It cannot have what each of its models learnt"
+        return _verdict(what, *_strangers(known["apart"]), known)
+    if known["best"] is None and (step := _step(found)):
+        what = "It may not work (none of its models could be read beside it)"
+        return _verdict(what, "step", step, known)
     if thin := _thin(found):
         return _verdict(f"It has hardly anything of {_short(thin[0])}", "density", thin[1], known)
     return _good(known)
@@ -183,23 +189,20 @@ def _good(known: Mapping[str, Any]) -> Verdict:
         reads = "the test text says nothing of models that do not know it"
     said = f"{known['ended']} of {known['asked']} answers end, {known['repeated']:.0%} repeated"
     alone = f"; judged without {', '.join(known['without'])}" if known["without"] else ""
+    works = "Not compared with its models" if alone and known["best"] is None else "It works"
     return Verdict(
-        True, f"It works: {reads}, {said}, weights finite, special tokens come back{alone}.",
+        True, f"{works}: {reads}, {said}, weights finite, special tokens come back{alone}.",
         {**known, "cause": None},
     )  # fmt: skip
 
 
-def _told(found: Signs | None, model: Any) -> dict[str, Any]:
-    """The signs as figures: distances as parts of the merged weights' lengths."""
+def _told(found: Signs | None) -> dict[str, Any]:
+    """The signs as figures."""
     if found is None:
         return {"apart": None, "apart_rows": None, "step": None, "kept": None}
-    squares = {True: 0.0, False: 0.0}
-    for name, weight in model.named_parameters():
-        squares[bool(ROWS.search(name))] += float(weight.norm(dtype=torch.float32)) ** 2
-    rest, rows = squares[False] ** 0.5, squares[True] ** 0.5
     return {
-        "apart": found.apart / rest if rest else None,
-        "apart_rows": found.rows / rows if rows else None,
+        "apart": found.apart,
+        "apart_rows": found.rows,
         "step": found.step,
         "kept": dict(found.kept) if found.kept else None,
     }
@@ -285,26 +288,18 @@ def _cause(
     known: Mapping[str, Any], found: Signs | None, merged: Loaded, lent: Sequence[Loaded]
 ) -> tuple[str, str]:
     """The likeliest cause by the figures, why it is that one, and what to try."""
-    apart, rows, step = known["apart"], known["apart_rows"], known["step"]
+    apart, rows = known["apart"], known["apart_rows"]
     if not known["finite"]:
         return OVERFLOW
     if apart and apart > APART:
         return _strangers(apart)
-    if (rows and rows > max(MIXED, 2 * apart)) or _strange(merged, lent):
+    if (rows and rows > max(MIXED, 2 * (apart or 0.0))) or _strange(merged, lent):
         return "vocabulary", (
             "the rows of the same tokens are not alike in the models, though all else is: choose "
             "models with their own tokenizer files"
         )
-    if step and found and found.based and step > LONG:
-        return "step", (
-            f"the step is too long ({step:.1f} times the longest model's): lower `lambda` or the "
-            "weights"
-        )
-    if step and found and not found.based and not AROUND[0] < step < AROUND[1]:
-        return "step", (
-            f"the weights do not add up to 1 (the merged model is {step:.1f} times as long as its "
-            "parents): set `normalize: true`"
-        )
+    if step := _step(found):
+        return "step", step
     if thin := _thin(found):
         return "density", thin[1]
     return "unknown", (
@@ -320,7 +315,8 @@ def _strangers(apart: float) -> tuple[str, str]:
 
 
 def _strange(merged: Loaded, parents: Sequence[Loaded]) -> bool:
-    """Whether the rows of the merge's tokens are like those of the same tokens in no parent."""
+    """Whether the rows of the merge's tokens are like those of the same tokens in no parent, as far
+    as they are on the device."""
     tokens, own = merged.tokenizer.get_vocab(), merged.model.get_input_embeddings().weight
     some = [*tokens.items()][:: 1 + len(tokens) // ENOUGH]
     cosines = []
@@ -328,11 +324,27 @@ def _strange(merged: Loaded, parents: Sequence[Loaded]) -> bool:
         numbers, rows = parent.tokenizer.get_vocab(), parent.model.get_input_embeddings().weight
         pairs = [(number, numbers.get(token, len(rows))) for token, number in some]
         known = [(ours, theirs) for ours, theirs in pairs if ours < len(own) and theirs < len(rows)]
-        if known:
+        if known and not (own.is_meta or rows.is_meta):
             ours, theirs = (list(each) for each in zip(*known, strict=True))
             both = own[ours].float().flatten(), rows[theirs].float().flatten()
             cosines.append(float(torch.cosine_similarity(*both, dim=0)))
     return bool(cosines) and max(cosines) < ALIKE
+
+
+def _step(found: Signs | None) -> str | None:
+    """What is wrong with the length of the merge's step, or of its weights."""
+    step = (found and found.step) or 1.0
+    if found and found.based and step > LONG:
+        return (
+            f"the step is too long ({step:.1f} times the longest model's): lower `lambda` or the "
+            "weights"
+        )
+    if found and not found.based and not AROUND[0] < step < AROUND[1]:
+        return (
+            f"the weights do not add up to 1 (the merged model is {step:.1f} times as long as its "
+            "parents): set `normalize: true`"
+        )
+    return None
 
 
 def _thin(found: Signs | None) -> tuple[str, str] | None:

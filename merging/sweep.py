@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from merging.exam import Exam, Result, Texts, parents, sit, worth
-from merging.knobs import method_of
+from merging.knobs import parents_of
 from merging.library import Library, Loaded
 from merging.making import made, size_of
 from merging.merge import Progress
@@ -68,12 +68,6 @@ def best(points: Mapping[float, Result]) -> float:
     top = max(map(worth, points.values()))
     among = sorted(value for value, result in points.items() if worth(result) == top)
     return among[(len(among) - 1) // 2]
-
-
-def parents_of(recipe: Recipe) -> list[str]:
-    """The models that are merged; a base that is listed as well is none of them."""
-    base = recipe.base_model if method_of(recipe).base == "required" else None
-    return [name for name in recipe.listed() if name != base]
 
 
 def told(what: str, steps: Generator[Progress | None, None, Any]) -> Generator[Progress, None, Any]:

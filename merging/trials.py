@@ -67,9 +67,9 @@ class Passage:
 
 
 def not_finite(model: Any) -> str | None:
-    """The name of a weight with a NaN or an infinite value."""
+    """The name of a weight with a NaN or an infinite value, of those that are on the device."""
     for name, weight in model.named_parameters():
-        if weight.is_floating_point() and weight.numel():
+        if weight.is_floating_point() and weight.numel() and not weight.is_meta:
             low, high = weight.aminmax()  # NaN where there is one; nothing is allocated
             if not (low.isfinite() and high.isfinite()):
                 return str(name)

@@ -16,6 +16,7 @@ from merging.figures import estimated as figures_of
 from merging.gpu import Merged
 from merging.inside import Inside
 from merging.merge import Samples
+from merging.methods import methods
 from merging.samples import LENGTH, ROWS, Sample, sampled, summed
 from merging.sinks import Live
 from merging.ui.asking import _told
@@ -139,32 +140,35 @@ def test_a_sample_says_how_far_it_is_off() -> None:
         assert max(errors) < 4.5, name
 
 
-def test_larger_tensors_are_sampled(pico: Pico, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of several blocks, each with its own share of the entries that equal the threshold."""
-    monkeypatch.setattr(BLOCKS, "BLOCK", 6000)
-    random = torch.Generator().manual_seed(3)
-    method, size = (
-        plan(recipe("ties", [pico["a"], pico["c"]], base_model=pico["base"])).method,
-        60_000,
-    )
-    base = torch.zeros(size)
-    models = [(torch.randn(size, generator=random) * 8).round() / 8 for _ in range(2)]
-    found: list[Tensor] = []
-    values = {"weight": (1, 1), "density": (0.5, 0.5), "lambda": 1, "normalize": True,
+def sample_of(
+    models: list[Tensor], base: Tensor, density: float, name: str = ""
+) -> tuple[Sample, Tensor]:
+    """What TIES takes of one tensor on its way, and what that becomes."""
+    size, block, out, found = base.numel(), BLOCKS.BLOCK, torch.empty(base.numel()), list[Tensor]()
+    values = {"weight": (1, 1), "density": (density,) * 2, "lambda": 1, "normalize": True,
               "rescale": False}  # fmt: skip
-    work = BLOCKS.Work(method, values, True, size, 6000, (size,))
+    work = BLOCKS.Work(methods()["ties"], values, True, size, block, (size,))
 
     def read(start: int, stop: int) -> list[Tensor]:
         return BLOCKS.slices([*models, base], start, stop)
 
     with sys.modules["merging.threads"].pooled("cpu") as pool:  # type: ignore[attr-defined]
         (numbers,) = BLOCKS.returned(BLOCKS.measure([[(work, read)]], pool))
-        out = torch.empty(size)
-        filling = BLOCKS.Filling(work, read, numbers, out, torch.float32)
+        filling = BLOCKS.Filling(work, read, numbers, out, torch.float32, name)
         for _ in BLOCKS.combine([filling], pool, [found]):
             pass
-    assert [len(x) for x in found] == [7] * 5
-    told = estimated([Sample(torch.cat(found), size, 2, True)], ["a", "c"])
+    return Sample(torch.cat(found), size, 2, True), out
+
+
+def test_larger_tensors_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of several blocks, each with its own share of the entries that equal the threshold."""
+    monkeypatch.setattr(BLOCKS, "BLOCK", 6000)
+    random = torch.Generator().manual_seed(3)
+    size = 60_000
+    models = [(torch.randn(size, generator=random) * 8).round() / 8 for _ in range(2)]
+    sample, out = sample_of(models, torch.zeros(size), 0.5)
+    assert len(sample.slices) == 4 * 10
+    told = estimated([sample], ["a", "c"])
     truth = direct(models, out, [trimmed(m, 0.5) for m in models])
     for name in ("cosine", "conflict"):
         assert abs(flat(told)[name] - truth[name]) < 4 * flat(told["error"])[name], name
@@ -172,6 +176,46 @@ def test_larger_tensors_are_sampled(pico: Pico, monkeypatch: pytest.MonkeyPatch)
         for value, error, true in zip(flat(told)[name], flat(told["error"])[name], truth[name],
                                       strict=True):  # fmt: skip
             assert abs(value - true) < 4 * error, name
+
+
+@pytest.mark.parametrize("rows", [512, 1024, 2048])
+def test_what_the_trim_keeps_of_equals(rows: int) -> None:
+    """Most of a bf16 delta's entries equal a few magnitudes: a sample keeps no more of those at the
+    threshold than all of the tensor does."""
+    random = torch.Generator().manual_seed(0)
+    base = (torch.randn(rows * 512, generator=random) * 0.02).bfloat16().float()
+    models = [
+        (base + 5e-5 * torch.randn(len(base), generator=random)).bfloat16().float()
+        for _ in range(2)
+    ]
+    told = estimated([sample_of(models, base, 0.02)[0]], ["a", "c"])
+    for name, model in zip("ac", models, strict=True):
+        squares = (model - base).double().square().sort(descending=True).values
+        true = float(squares[: int(0.02 * len(base))].sum() / squares.sum())
+        assert abs(told["kept"][name] - true) < 3 * told["error"]["kept"][name], (told, true)
+        assert told["error"]["kept"][name] < true / 2
+
+
+@pytest.mark.parametrize("width", [2000, 2048, 4096])
+def test_columns_that_are_unlike(width: int) -> None:
+    """Channels with a scale of their own, the same in each layer: what is told of six tensors is
+    within its error, whatever their width, and is that of no other model's place."""
+    random = torch.Generator().manual_seed(1)
+    scale = (torch.rand(width // 16, generator=random) * 4).exp().repeat_interleave(16)
+    samples, whole = [], []
+    for layer in range(6):
+        common, *own = torch.randn(3, 512, width, generator=random)
+        deltas = [(common * scale + 20 * x).flatten() for x in own]
+        sample, out = sample_of(deltas, torch.zeros(512 * width), 1, f"layers.{layer}.weight")
+        samples.append(sample)
+        whole.append([*deltas, out])
+    a, c, merged = map(torch.cat, zip(*whole, strict=True))
+    told, truth = flat(found := estimated(samples, ["a", "c"])), direct([a, c], merged, [a, c])
+    error = flat(found["error"])
+    assert abs(told["cosine"] - truth["cosine"]) < 3 * error["cosine"] < 0.3
+    assert abs(told["conflict"] - truth["conflict"]) < 3 * error["conflict"] < 0.1
+    for value, off, true in zip(told["norm"], error["norm"], truth["norm"], strict=True):
+        assert abs(value - true) < 3 * off < true / 2
 
 
 def test_taking_them_changes_no_byte(pico: Pico) -> None:
@@ -188,10 +232,10 @@ def test_taking_them_changes_no_byte(pico: Pico) -> None:
 
 
 def test_what_is_sampled() -> None:
-    """One block in two, sixteen at most, never a last one that is short; of a short tensor all."""
+    """Sixteen blocks at most, never a last one that is short; of a short tensor all."""
     assert sampled([]) == {}
     assert sampled([3]) == {0: ROWS}
-    assert sampled([1 << 18] * 2 + [5]) == {0: ROWS}
+    assert sampled([1 << 18] * 2 + [5]) == {0: 16, 1: 16}
     assert sampled([1 << 18] * 400) == {25 * i: 2 for i in range(16)}
 
 

@@ -270,9 +270,11 @@ def test_how_far_models_lie_apart(based: bool) -> None:
     inputs = [torch.randn(300, generator=random).double() * (n + 1) for n in range(3)]
     rows = sums(torch.stack([*inputs, inputs[0], inputs[1]][: 4 + based])[None], 3)
     between = [float((x - y).square().sum()) for x, y in combinations(inputs, 2)]
-    own = [float(x.square().sum()) for x in inputs] if based else []
+    squares = [float(x.square().sum()) for x in inputs]
+    own = squares if based else []
     found = distances({"x": Sums(rows, 300, 3, based)})
-    assert found["x"] == pytest.approx(max(*between, *own), rel=1e-12)
+    length = squares[1] if based else sum(squares) / 3  # `inputs[1]` stands for the base
+    assert found["x"] == pytest.approx((max(*between, *own), length), rel=1e-12)
 
 
 def test_a_part_of_the_tensors_says_nothing_of_the_whole(pico: Pico) -> None:

@@ -31,6 +31,14 @@ def test_every_number_that_a_method_declares() -> None:
     assert [*knobs(Recipe("slerp"))] == [Knob("t")]
 
 
+def test_a_base_among_the_models_has_none() -> None:
+    """Its delta is 0, so that its weight moves nothing; merged like the others it has one."""
+    listed = (*TIES.models, Input("base"))
+    assert [*knobs(replace(TIES, models=listed))] == [*knobs(TIES)]
+    linear = Recipe("linear", listed, base_model="base")
+    assert Knob("weight", "base") in knobs(linear)
+
+
 def test_only_the_knob_moves() -> None:
     assert turned(TIES, Knob("lambda"), 2.0) == replace(TIES, parameters={"lambda": 2.0})
     both = turned(TIES, Knob("density"), 0.5)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merging import Recipe, gpu, merge, plan, sanity, trials
+from merging import Recipe, gpu, merge, plan, sanity, trials, working
 from merging.inside import whole
 from merging.library import Library, Loaded, load_parent
 from merging.methods import methods, variants
@@ -171,6 +171,31 @@ def test_another_ancestor(method: str, keys: dict[str, Any], tmp_path: Path) -> 
     assert "ancestors" in verdict.text and "one and the same base" in verdict.text
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_strangers_in_a_long_step(step: float, tmp_path: Path) -> None:
+    """A longer step makes longer weights, which are no measure of how far the models lie apart."""
+    foreign = like_b(stranger, tmp_path / "foreign")
+    keys = {"base_model": BASE, "parameters": {"lambda": step}}
+    verdict = of(recipe("task_arithmetic", [A, foreign], **keys), A, foreign)
+    assert not verdict.ok and verdict.figures["cause"] == "ancestors", verdict
+
+
+def test_a_base_that_is_none_of_theirs(tmp_path: Path) -> None:
+    """Two deltas to a stranger add up to long weights: the base is as far away all the same."""
+    base = changed(BASE, tmp_path / "base", tensors=stranger(load_file(BASE / WEIGHTS)))
+    verdict = of(recipe("task_arithmetic", [A, B], base_model=base), A, B)
+    assert not verdict.ok and verdict.figures["cause"] == "ancestors", verdict
+    assert verdict.figures["apart"] > 1
+
+
+def test_weights_that_add_up_to_next_to_nothing() -> None:
+    """Short weights make no strangers of siblings."""
+    keys = {"parameters": {"weight": 0.05, "normalize": False}}
+    verdict = of(recipe("linear", [A, B], **keys), A, B)
+    assert not verdict.ok and verdict.figures["cause"] == "step", verdict
+    assert verdict.figures["apart"] < 0.3
+
+
 @EACH
 def test_rows_in_another_order(method: str, keys: dict[str, Any], tmp_path: Path) -> None:
     """A model whose rows do not belong to its tokens."""
@@ -301,6 +326,10 @@ def test_without_room_for_the_parents() -> None:
     assert both.figures["text"] == "lines"
     alone = judged(made[0], A, B, found=made[1], room=10)
     assert alone.ok and alone.figures["best"] is None
+    assert alone.text.startswith("Not compared with its models: perplexity")
+    garbage = merged(recipe("ties", [A, B], base_model=BASE, parameters={"lambda": 3}))
+    red = judged(garbage[0], A, B, found=garbage[1], room=10)
+    assert not red.ok and red.figures["cause"] == "step", red  # though it knows which letters occur
     babble, found = merged(
         recipe("task_arithmetic", [A, B], base_model=BASE, parameters={"lambda": 8})
     )
@@ -344,6 +373,17 @@ def test_a_job_ends_with_its_verdict() -> None:
     assert [*gpu.run(made)][-1] == verdict
     assert not any(isinstance(event, Verdict) for event in gpu.run(replace(made, check=False)))
     assert not any(gpu._library().lent.values())
+
+
+def test_a_merge_in_parts() -> None:
+    """Where not all of it is on the device it is judged by what is."""
+    made = replace(job({name: DEMO / name for name in ("base", "a", "b")}), check=True)
+    library = Library("cpu", int(0.6 * lone(A).size), ROOMY)
+    verdict = [*working.work(made, library)][-1]
+    (held,) = library.shelf.values()
+    assert any(weight.is_meta for weight in held.model.parameters())
+    assert isinstance(verdict, Verdict) and verdict.ok, verdict
+    assert verdict.figures["apart"] < 0.3 and len(verdict.figures["without"]) == 2
 
 
 @pytest.mark.usefixtures("fresh")

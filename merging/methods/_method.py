@@ -158,7 +158,8 @@ def method(  # noqa: PLR0913  # a declaration: each argument is one fact about t
 
     `outcome(**numbers)` names what happened to a tensor, for tallies; `refuse(**parameters)` says
     what is wrong with a combination of values, or None. `whole` hands over shaped whole tensors.
-    `keep(tensors, **numbers)` is what a method that trims leaves of each, for the figures.
+    `keep(tensors, cut, **numbers)` is what a method that trims leaves of each, for the figures,
+    which look at what `cut` takes of a tensor.
     """
 
     def register(written: Callable[..., Any]) -> Callable[..., Tensor]:

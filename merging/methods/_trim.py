@@ -250,10 +250,15 @@ def trim(delta: Tensor, threshold: int, spare: int | None) -> Tensor:
         return delta  # what equals it is 0 already
     # a comparison and a choice take ten times as long as this
     trimmed = hardshrink(delta, as_float(threshold - (spare is None)))
-    if spare:
-        equal = (magnitude(delta) == threshold).nonzero()[:spare, 0]
-        trimmed[equal] = delta[equal]
+    if spare:  # equals stay up to some place: quicker than to put each of them back
+        end = int(_places(magnitude(delta) == threshold)[spare - 1]) + 1
+        trimmed[:end] = hardshrink(delta[:end], as_float(threshold - 1))
     return trimmed
+
+
+def _places(there: Tensor) -> np.ndarray | Tensor:
+    """The flat indices at which it is true; on a CPU by numpy, which is several times faster."""
+    return np.flatnonzero(there.numpy()) if there.device.type == "cpu" else there.nonzero()[:, 0]
 
 
 def as_float(bits: int) -> float:
@@ -271,14 +276,18 @@ def trim_each(
 
 def keep(
     deltas: Sequence[Tensor],
+    cut: Callable[[Tensor], Tensor],
     *,
     threshold: Sequence[int],
     spare: Sequence[int | None] | None = None,
     **_others: object,
 ) -> list[Tensor]:
-    """What is left of each delta, of any shape, by the numbers of a method that trims."""
-    trimmed = trim_each([d.flatten() for d in deltas], threshold, spare)
-    return [t.view_as(d) for t, d in zip(trimmed, deltas, strict=True)]
+    """What `cut` takes of each delta, trimmed by the numbers of a method that trims."""
+    spares: Sequence[int | None] = spare or [None] * len(deltas)
+    return [  # only where some of the equals stay must all of it be seen
+        cut(trim(delta.flatten(), at, left)) if left else trim(cut(delta), at, left)
+        for delta, at, left in zip(deltas, threshold, spares, strict=True)
+    ]
 
 
 def _kth(counts: Tensor, wanted: Sequence[int]) -> tuple[list[int], list[int]]:

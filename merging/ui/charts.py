@@ -6,6 +6,7 @@ fade from nothing into a colour, which reads on either ground.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,7 +16,6 @@ COLOURS = ("#2563eb", "#b45309", "#0d9488")
 """Of models a, b and c, as in assets/page.css."""
 SYMBOLS = ("diamond", "circle", "triangle-up")
 INK, MUTED, LINE, PAPER = "#0f172a", "#5b6475", "#e3e7ee", "#f7f8fa"
-CLEAR = "rgba(0,0,0,0)"
 CLEAR = "rgba(0,0,0,0)"
 Colour = tuple[int, int, int]
 RGB: tuple[Colour, ...] = ((37, 99, 235), (180, 83, 9), (13, 148, 136))
@@ -33,15 +33,23 @@ TICKS = 10
 Values = Sequence[float | None]
 
 
+@dataclass(frozen=True)
+class Fading:
+    """What maps fade into from 0 on, each into its colour, all on one scale: up to the largest
+    value, and at least to `reach`, below which all is faint."""
+
+    colours: Sequence[Colour]
+    unit: str
+    reach: float = 0
+
+
 def maps(
     grids: Mapping[str, Sequence[Values]], columns: Sequence[str], rows: Sequence[str],
-    colours: Sequence[Colour] | None = None, *, unit: str = "",
-    marked: Sequence[Sequence[str]] | None = None,
+    fading: Fading | None = None, marked: Sequence[Sequence[str]] | None = None,
 ) -> go.Figure:  # fmt: skip
     """One map above the other, by title; `grids` are (rows, columns).
 
-    Each fades into its colour from 0 on, all on one scale; without `colours` from -1 to 1. `marked`
-    are texts on the cells.
+    They are drawn from -1 to 1 where they do not fade. `marked` are texts on the cells.
     """
     height = ROW * len(rows)
     whole = len(grids) * (height + GAP) + FOOT
@@ -49,12 +57,14 @@ def maps(
         len(grids), 1, shared_xaxes=True, subplot_titles=[*grids],
         vertical_spacing=GAP / max(1, whole - GAP - FOOT) if len(grids) > 1 else 0,
     )  # fmt: skip
-    most = max((abs(v) for grid in grids.values() for row in grid for v in row if v), default=1)
+    values = [v for grid in grids.values() for row in grid for v in row if v]
+    low, most = (0, max([fading.reach, *values]) or 1) if fading else (-1, 1)
+    unit = fading.unit if fading else ""
     for number, grid in enumerate(grids.values()):
-        scale = _fading(colours[number]) if colours else _both_ways()
+        scale = _fading(fading.colours[number]) if fading else _both_ways()
         figure.add_trace(go.Heatmap(
-            z=grid, x=columns, y=rows, colorscale=scale, zmin=0 if colours else -1,
-            zmax=(most or 1) if colours else 1, xgap=1, ygap=1, text=marked,
+            z=grid, x=columns, y=rows, colorscale=scale, zmin=low, zmax=most,
+            xgap=1, ygap=1, text=marked,
             texttemplate="%{text}" if marked else None, textfont={"color": INK},
             hovertemplate=f"layer %{{x}} · %{{y}}: %{{z:.3~g}}{unit}<extra></extra>",
             colorbar=_bar(number, height, whole) | {"ticksuffix": unit},
@@ -94,16 +104,26 @@ def lines(
     return figure
 
 
-def bars(names: Sequence[str], values: Values, errors: Values, texts: Sequence[str]) -> go.Figure:
-    """A bar a model, from the top down, in the models' colours; `errors` are doubled."""
+def bars(
+    names: Sequence[str], values: Values, errors: Values, texts: Sequence[str],
+    ticks: tuple[str, Values] | None = None,
+) -> go.Figure:  # fmt: skip
+    """A bar a model, from the top down, in the models' colours; `errors` are doubled. Across each
+    may be a tick, by the name of all ticks."""
     figure = go.Figure(go.Bar(
         x=values, y=names, orientation="h", marker={"color": COLOURS[: len(names)]}, text=texts,
         textposition="inside", insidetextanchor="start", insidetextfont={"color": PAPER},
-        textangle=0, error_x=_errors(errors, INK), hoverinfo="skip", width=0.6,
+        textangle=0, error_x=_errors(errors, INK), hoverinfo="skip", width=0.6, showlegend=False,
     ))  # fmt: skip
     _dress(figure, GAP + 44 * len(names) + FOOT, top=GAP, bottom=FOOT)
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(rangemode="tozero")
+    if ticks:
+        name, places = ticks
+        figure.add_trace(go.Scatter(
+            x=places, y=names, name=name, mode="markers", showlegend=True, hoverinfo="skip",
+            marker={"symbol": "line-ns", "size": 30, "line": {"color": INK, "width": 3}},
+        ))  # fmt: skip
     return figure
 
 

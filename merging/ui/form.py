@@ -161,13 +161,13 @@ def pickers_of(recipe: Recipe) -> dict[str, str | None]:
     """Which model each picker shows."""
     method = methods().get(recipe.merge_method)
     names = list(recipe.listed())
-    first = method is not None and method.base == "first" and recipe.base_model in names
-    if first:
+    listed = method.base if method and recipe.base_model in names else None
+    if listed == "first":
         names.sort(key=lambda name: name != recipe.base_model)
-    elif recipe.base_model in names:
-        names.remove(recipe.base_model)
+    elif listed == "required":  # elsewhere it is merged like the others
+        names = [name for name in names if name != recipe.base_model]
     shown = dict(zip(PARENTS, [*names, None, None, None][:3], strict=True))
-    return {"base": None if first else recipe.base_model} | shown
+    return {"base": None if listed == "first" else recipe.base_model} | shown
 
 
 def fill(form: Form, recipe: Recipe) -> dict[Any, Any]:

@@ -3,7 +3,7 @@
 It knows figures and charts, no events.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil, log10
@@ -14,9 +14,11 @@ from plotly.graph_objects import Figure
 from merging.figures import angle
 from merging.inside import Cell, Figures, Inside
 from merging.ui import charts
-from merging.ui.charts import Values
+from merging.ui.charts import Fading, Values
 
 PERCENT = "\N{NO-BREAK SPACE}%"
+USUAL = 30
+"""Of the base's length, in per cent: fine-tunes of the demo change up to 20, of large models 3."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def _sizes(found: Inside, titles: Sequence[str]) -> Picture:
         "An even, faint map is usual; cells that stand out, above all in tokens or norm, are a "
         "reason to look at the vocabulary.",
         f"length of each change, as a part of the base's: {facts}",
-        _maps(found, titles, lambda cell: cell.size, charts.RGB, 100, PERCENT),
+        _maps(found, titles, lambda cell: cell.size, Fading(charts.RGB, PERCENT, USUAL), 100),
     )  # fmt: skip
 
 
@@ -57,7 +59,7 @@ def _cosines(found: Inside, titles: Sequence[str]) -> Picture:
         "A cosine of 0 to 0.2 is what different skills look like; above 0.5 the models learnt "
         "alike, below 0 they pull apart.",
         f"cosine: {_facts(_pairs(titles), values, errors)}",
-        _maps(found, _pairs(titles), lambda cell: cell.cosine, None),
+        _maps(found, _pairs(titles), lambda cell: cell.cosine),
     )
 
 
@@ -86,8 +88,8 @@ def _kept(found: Inside, titles: Sequence[str]) -> Picture | None:
     }
     return Picture(
         "What the trim keeps",
-        "The higher a line, the more of a change sits in its few largest entries, and the less is "
-        "lost by dropping the others.",
+        "At the same density, the higher a line, the more of a change sits in its largest entries, "
+        "and the less is lost by dropping the others.",
         f"energy that is kept: {_facts(titles, values, errors, 100, PERCENT)}",
         charts.lines([*found.layers], along, unit=PERCENT, models=True),
     )
@@ -109,6 +111,10 @@ def _length(found: Inside, titles: Sequence[str]) -> Picture:
         )
     if count == 1:
         marks = {"the model's own": 1.0}
+        look_for = (
+            "On the mark it is as long as the model's own change: a trim makes it shorter, a "
+            "lambda above 1 longer."
+        )
     figure = charts.lines([*found.layers], along, reach=max(marks.values()))
     for told, at in marks.items():
         charts.mark(figure, told, y=at)
@@ -125,17 +131,30 @@ def _retained(found: Inside, titles: Sequence[str]) -> Picture:
     values, errors = (
         list(each["merged"]["retained"].values()) for each in (found.whole, found.whole["error"])
     )
-    figure = charts.bars(titles, values, errors, [_about(value, None) for value in values])
-    charts.mark(figure, "all", x=1.0)
+    facts, ticks = _facts(titles, values, errors), None
+    look_for = "At 1 all of its change is there, at 0 nothing of it."
     if len(titles) > 1:
-        charts.mark(figure, f"1/{len(titles)}", x=1 / len(titles))
-    return Picture(
-        "What is kept of each model",
-        "Bars of like length mean that no model is drowned; 1 is all of its change, "
-        f"{'an average leaves 1/' + str(len(titles)) if len(titles) > 1 else '0 nothing'}.",
-        _facts(titles, values, errors),
-        figure,
-    )
+        averages = _averages(found.whole)
+        ticks = "an average", averages
+        facts += f"; in an average: {_facts(titles, averages, [None] * len(titles))}"
+        look_for = (
+            "A bar that ends before its tick has less of that model than a plain average of all "
+            "would have; at 1 all of its change is there."
+        )
+    figure = charts.bars(titles, values, errors, [_about(value, None) for value in values], ticks)
+    charts.mark(figure, "all", x=1.0)
+    return Picture("What is kept of each model", look_for, facts, figure)
+
+
+def _averages(figures: Figures) -> list[float | None]:
+    """What is kept of each change if all n are averaged: Σⱼ<δⱼ, δᵢ> / (n‖δᵢ‖²)."""
+    norms: Mapping[str, float] = figures["norm"]
+    total = dict(norms)  # Σⱼ<δⱼ, δᵢ> / ‖δᵢ‖
+    for pair in figures["cosine"]:
+        one, other = pair["models"]
+        total[one] += norms[other] * (pair["value"] or 0.0)
+        total[other] += norms[one] * (pair["value"] or 0.0)
+    return [total[m] / norms[m] / len(norms) if norms[m] else None for m in norms]
 
 
 def _apart(found: Inside, titles: Sequence[str]) -> Picture:
@@ -147,7 +166,7 @@ def _apart(found: Inside, titles: Sequence[str]) -> Picture:
         "An even, faint map is usual for fine-tunes of one model; strangers are 100 % and more "
         "apart, and cannot be merged.",
         f"length of the difference, as a part of the first's: {facts}",
-        _maps(found, pairs, lambda cell: cell.size, [charts.GREY] * len(pairs), 100, PERCENT),
+        _maps(found, pairs, lambda cell: cell.size, _grey(pairs, PERCENT, 100), 100),
     )  # fmt: skip
 
 
@@ -155,21 +174,26 @@ def _angles(found: Inside, titles: Sequence[str]) -> Picture:
     values, _ = _whole(found, "cosine")
     pairs, angles = _pairs(titles), [angle(value) for value in values]
     facts = f"angle: {_facts(pairs, angles, [None] * len(pairs), 1, '°')}"
-    done = [outcome for cell in found.cells.values() for outcome in cell.outcomes]
+    done = [cell.outcomes for cell in found.cells.values() if cell.outcomes]
     look_for = "The wider an angle, the shorter an average is than the models themselves."
     if done:
-        facts += f" · spherical in {done.count('spherical')} of {len(done)} places, LERP elsewhere"
+        spherical = sum("LERP" not in outcomes for outcomes in done)
+        facts += f" · spherical in {spherical} of {len(done)} places, LERP in the others"
         look_for = (
-            "In dotted cells, below 1.8°, the arc is as good as its chord, so that LERP was used; "
-            "in the others the way is spherical."
+            "In dotted cells LERP was used, for one tensor at least: below 1.8° the arc is as good "
+            "as its chord, and above 178°, or beside zeros, it has no direction."
         )
-    figure = _maps(found, pairs, lambda cell: cell.angle, [charts.GREY] * len(pairs), 1, "°")
+    figure = _maps(found, pairs, lambda cell: cell.angle, _grey(pairs, "°"))
     return Picture("The angle between the models", look_for, facts, figure)
 
 
-def _maps(  # what is drawn, and how
+def _grey(pairs: Sequence[str], unit: str, reach: float = 0) -> Fading:
+    return Fading([charts.GREY] * len(pairs), unit, reach)
+
+
+def _maps(
     found: Inside, titles: Sequence[str], of: Callable[[Cell], Values],
-    colours: Sequence[charts.Colour] | None, factor: float = 1, unit: str = "",
+    fading: Fading | None = None, factor: float = 1,
 ) -> Figure:  # fmt: skip
     columns = [*found.layers]
     rows = list(dict.fromkeys(module for _, module in found.cells))
@@ -184,7 +208,7 @@ def _maps(  # what is drawn, and how
     }
     dots = [["•" if cell and "LERP" in cell.outcomes else "" for cell in row] for row in cells]
     marked = dots if any(map(any, dots)) else None
-    return charts.maps(grids, columns, rows, colours, unit=unit, marked=marked)
+    return charts.maps(grids, columns, rows, fading, marked)
 
 
 def _pairs(titles: Sequence[str]) -> list[str]:

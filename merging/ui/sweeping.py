@@ -12,11 +12,11 @@ import gradio as gr
 from merging import gpu, ratings
 from merging.errors import MergeError
 from merging.exam import Exam, exam
-from merging.knobs import Knob, along, knobs, turned
+from merging.knobs import Knob, along, knobs, parents_of, turned
 from merging.merge import Progress
 from merging.ratings import Curve
 from merging.recipe import Recipe
-from merging.sweep import Scored, parents_of
+from merging.sweep import Scored
 from merging.ui import asking, choosing, curves, jobs, look, sheet, transcript
 from merging.ui import form as forms
 from merging.ui.errors import Updates, Values, shows_errors
