@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from merging import sanity, sweep
+from merging import knobs, sanity, sweep
 from merging.chat import Reply, answer
 from merging.errors import MergeError
 from merging.having import Wanted, have, weight
@@ -146,7 +146,7 @@ def _needed(run: _Run) -> tuple[dict[str, Size], list[Local]]:
         recipes, sources = _opened(job.sweep)
         whole = sweep.whole(recipes, sources, library)
         merges["swept"] = Size(whole, whole)  # it is never in parts
-        parents += [sources[name] for name in sweep.parents_of(next(iter(recipes.values())))]
+        parents += [sources[name] for name in knobs.parents_of(next(iter(recipes.values())))]
     return merges, parents
 
 
