@@ -372,7 +372,8 @@ def test_memory_that_runs_out_is_freed_and_told(
         f"The memory ran out: what nobody used was let go, and now {TOLD['one by one']}."
     }
     assert isinstance(events[-1], Reply) and events[-1].notice
-    assert sum(isinstance(event, gpu.Asking) for event in events) in (3, 4)
+    asked = sum(isinstance(event, gpu.Asking) for event in events)
+    assert asked in (2, 3, 4)  # by how many had ended before
     assert not any(key.startswith("idle") for key in library.shelf)
     assert not any(library.lent.values())
 
