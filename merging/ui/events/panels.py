@@ -85,8 +85,8 @@ def tokens(page: Page) -> None:
 
     last = {**waiting, "trigger_mode": "always_last"}
     looking.append(on(page.token.input, choose, page, asked, shown, **last))
-    clicked = page.strip.select(place, None, page.token, **quick)
-    looking.append(on(clicked.then, choose, page, asked, shown, **waiting))
+    clicked = page.strip.select(place, None, page.token, trigger_mode="multiple", **quick)
+    looking.append(on(clicked.then, choose, page, asked, shown, **last))  # none of two is lost
     stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
     stopping = on(partial(gr.on, stops), comparing.settle, page, {page.visit}, {page.status},
                    cancels=looking, queue=False)  # fmt: skip
