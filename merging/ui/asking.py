@@ -21,7 +21,7 @@ from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.page import Page
 from merging.ui.transcript import Exchange
-from merging.ui.visit import Visit
+from merging.ui.visit import CLEARED, Visit
 from merging.ui.visitor import Visitor
 
 SEEDS = 1_000_000
@@ -44,11 +44,7 @@ def remerged(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         page.judged: look.UNJUDGED,
         page.visit: replace(visit, merging=True),
     }
-    try:
-        made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
-    except MergeError:
-        yield {page.visit: before}
-        raise
+    made, job = yield from undone(page, before, jobs.make(recipe, visitor), "progress")
     kept.keep(made)
     visit = visit.merged(made)
     if values[page.again] and visit.asked:
@@ -72,14 +68,16 @@ def _merged(
                 there, visit = True, replace(visit, took=event.seconds, inside=event.figures)
                 told = {page.progress: look.bar(1, _told(event)), page.sanity: look.CHECKING}
                 yield told | pins | showing.stage(page, visit, values) | _notice(page, event)
-            elif isinstance(event, Reply):
+            elif isinstance(event, Reply) and CLEARED not in visit.stops:
                 visit = visit.replied(event).ended() if event.ended else visit.replied(event)
                 yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
             elif isinstance(event, Verdict):
                 judged = (visit.made.identity if visit.made else "", look.verdict(event), event.ok)
                 yield {page.sanity: judged[1], page.judged: judged}
     except MergeError:
-        yield showing.stage(page, visit.ended() if there else before, values) | {page.sanity: ""}
+        if CLEARED not in visit.stops:
+            yield showing.stage(page, visit.ended() if there else before, values)
+        yield {page.sanity: ""}
         raise
 
 
@@ -92,12 +90,7 @@ def ask(
     question = (values[page.question] or "").strip()
     if not question:
         raise MergeError("The question is empty: write something to ask.")
-    yield {page.status: "", page.question: ""}
-    try:
-        yield from asked(page, visitor, values, question, slots)
-    except MergeError:
-        yield {page.question: question}  # what was typed is not lost
-        raise
+    yield from asked(page, visitor, values, question, slots)
 
 
 @shows_errors("status")
@@ -107,7 +100,7 @@ def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     if visit.ballot:  # the same answers with names, here or in what is saved, would tell
         visit, values = visit.withdrawn(), {**values, page.blind: True}
     visit = visit.before([slot for slot in visit.said if visit.last(slot) == visit.asked])
-    yield from asked(page, visitor, {**values, page.visit: visit}, visit.asked, SLOTS)
+    yield from asked(page, visitor, values, visit.asked, SLOTS, visit)
 
 
 @shows_errors("status")
@@ -130,8 +123,7 @@ def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterat
     question = visit.last(slot)
     if not question:
         raise MergeError("There is nothing to retry in this column yet: ask something first.")
-    values = {**values, page.visit: visit.before([slot])}
-    yield from asked(page, visitor, values, question, (slot,))
+    yield from asked(page, visitor, values, question, (slot,), visit.before([slot]))
 
 
 @shows_errors("status")
@@ -145,8 +137,7 @@ def edit(
     text = text.strip() if isinstance(text, str) else ""
     if not text:
         raise MergeError("The question is empty: edit it again, and write something to ask.")
-    values = {**values, page.visit: visit.until(slot, place)}
-    yield from asked(page, visitor, values, text, (slot,))
+    yield from asked(page, visitor, values, text, (slot,), visit.until(slot, place))
 
 
 def _asked_once(visit: Visit) -> Visit:
@@ -157,23 +148,35 @@ def _asked_once(visit: Visit) -> Visit:
 
 
 def asked(
-    page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
-) -> Iterator[Updates]:
-    """Put a question to those of these columns that somebody is in. Raises MergeError."""
-    visit = idle(page, values)
-    models = names(page, values)
+    page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...],
+    since: Visit | None = None,
+) -> Iterator[Updates]:  # fmt: skip
+    """Put a question to those of these columns that somebody is in. Raises MergeError.
+
+    `since`: what the conversations go on from, where that is not what the page shows.
+    """
+    before = idle(page, values)
+    visit, models = since or before, names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}
     slots = tuple(slot for slot in slots if slot in models or slot in merges)
     if not slots:
         raise MergeError("Nobody answers in this column yet: choose a model, or press Merge.")
     parents = {slot: models[slot] for slot in slots if slot in models}
-    job = yield from followed(page, jobs.job_of(parents, merges, visitor), "status")
+    yield {page.status: "", page.visit: replace(before, asking=True)}
+    job = yield from undone(page, before, jobs.job_of(parents, merges, visitor), "status")
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
     visit, question = _put(page, values, visit, text, parents, merges, ballot)
-    yield {page.status: ""} | showing.stage(page, visit, values)
+    yield {page.status: ""} | _box(page, values, text, "") | showing.stage(page, visit, values)
+    yield from _answered(page, values, before, visit, replace(job, questions=(question,)))
+
+
+def _answered(
+    page: Page, values: Values, before: Visit, visit: Visit, job: gpu.Job
+) -> Iterator[Updates]:
+    """A question's job: what the columns say."""
     told: Updates = {}
     try:
-        for event in jobs.run(replace(job, questions=(question,), stops=visit.stops)):
+        for event in jobs.run(replace(job, stops=visit.stops)):
             if isinstance(event, Reply):
                 visit = visit.replied(event).ended_by_all()
                 told = _notice(page, event) or told
@@ -184,10 +187,16 @@ def asked(
             elif isinstance(event, Progress):
                 yield {page.status: look.progress(event)}
     except MergeError:
-        yield showing.stage(page, replace(visit, running=(), ballot=None), values)
+        back = _box(page, values, visit.asked, visit.asked)  # what was typed is not lost
+        yield back | showing.stage(page, visit.failed(before), values)
         raise
     if visit.running:
         yield {page.status: ""} | told | showing.stage(page, visit.ended(), values)
+
+
+def _box(page: Page, values: Values, question: str, text: str) -> Updates:
+    """Another text in place of the question, where it was typed."""
+    return {page.question: text} if question == (values[page.question] or "").strip() else {}
 
 
 def _put(  # noqa: PLR0913  # an exchange's parts
@@ -240,6 +249,15 @@ def followed(page: Page, steps: Any, where: str) -> Any:
                 yield {getattr(page, where): look.progress(next(steps))}
         except StopIteration as end:
             return end.value
+
+
+def undone(page: Page, before: Visit, steps: Any, where: str) -> Any:
+    """The same for a visit that is marked as busy meanwhile: where they fail it is as before."""
+    try:
+        return (yield from followed(page, steps, where))
+    except MergeError:
+        yield {page.visit: before}
+        raise
 
 
 def names(page: Page, values: Values) -> dict[str, str]:
