@@ -95,6 +95,30 @@ def test_with_less_and_less_room_the_answers_stay(
     assert any(p.device.type == "meta" for p in held) == (models < 1)
 
 
+@pytest.mark.parametrize("models", [9, 1.5])
+def test_a_talk_goes_on_from_its_own_answers(models: float) -> None:
+    """Each question is asked as if those before it had been asked, and answered, by themselves."""
+    texts = (*SUMS, "Who are you?")
+    asked: list[dict[str, str]] = [{"role": "user", "content": text} for text in texts]
+    talk: list[dict[str, str]] = []
+    for each in asked:
+        job = asking()
+        job = replace(job, questions=(Question({gpu.MERGED: [*talk, each]}, 8),), columns={})
+        text = said([*working.work(job, room(9))])[0, gpu.MERGED]
+        talk += [each, {"role": "assistant", "content": text}]
+    questions = tuple(Question({gpu.MERGED: asked[: n + 1]}, 8) for n in range(len(asked)))
+    whole = replace(asking(), questions=questions, columns={}, talk=True)
+    found = said([*working.work(whole, room(models))])
+    assert [found[n, gpu.MERGED] for n in range(3)] == [m["content"] for m in talk[1::2]]
+
+
+def test_an_answer_without_words_is_left_out_of_a_talk() -> None:
+    asked = [{"role": role, "content": role} for role in ("system", "user", "user", "user")]
+    ended = {(0, "a"): "", (1, "a"): "words"}
+    told = working._told(Question({"a": asked}), 2, ended).conversations["a"]
+    assert [m["content"] for m in told] == ["system", "user", "words", "user"]
+
+
 def test_several_merges_in_turn(whole: dict[tuple[int, str], str]) -> None:
     """Where only one of two merges fits they are made, and answer, one after the other."""
     one, other = asking(), asking(by=0.0)

@@ -48,8 +48,8 @@ def remerged(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     kept.keep(made)
     visit = visit.merged(made)
     if values[page.again] and visit.asked:
-        visit, question = _put(page, values, visit, visit.asked, {}, {gpu.MERGED: made})
-        job = replace(job, questions=(question,), stops=visit.stops)
+        visit, questions = _put(page, values, visit, before.talk(), {}, {gpu.MERGED: made})
+        job = replace(job, questions=questions, talk=True, stops=visit.stops)
     pins = {page.pins: {**visitor.pins, **made.pins}}
     job = replace(job, check=gpu.granted())  # elsewhere the next merge need not wait for it
     yield from _merged(page, values, before, visit, job, pins)
@@ -68,12 +68,12 @@ def _merged(
                 there, visit = True, replace(visit, took=event.seconds, inside=event.figures)
                 told = {page.progress: look.bar(1, _told(event)), page.sanity: look.CHECKING}
                 yield told | pins | showing.stage(page, visit, values) | _notice(page, event)
-            elif isinstance(event, Reply) and CLEARED not in visit.stops:
-                visit = visit.replied(event).ended() if event.ended else visit.replied(event)
-                yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
             elif isinstance(event, Verdict):
                 judged = (visit.made.identity if visit.made else "", look.verdict(event), event.ok)
                 yield {page.sanity: judged[1], page.judged: judged}
+            elif isinstance(event, Reply | gpu.Asking) and CLEARED not in visit.stops:
+                visit = _heard(visit, event)
+                yield showing.columns(page, visit, [gpu.MERGED], values) | _notice(page, event)
     except MergeError:
         if CLEARED not in visit.stops:
             yield showing.stage(page, visit.ended() if there else before, values)
@@ -155,6 +155,14 @@ def asked(
 
     `since`: what the conversations go on from, where that is not what the page shows.
     """
+    yield from talked(page, visitor, values, (text,), slots, since)
+
+
+def talked(
+    page: Page, visitor: Visitor, values: Values, texts: tuple[str, ...], slots: tuple[str, ...],
+    since: Visit | None = None,
+) -> Iterator[Updates]:  # fmt: skip
+    """The same with several questions, one after the other, to one column."""
     before = idle(page, values)
     visit, models = since or before, names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}
@@ -165,9 +173,10 @@ def asked(
     yield {page.status: "", page.visit: replace(before, asking=True)}
     job = yield from undone(page, before, jobs.job_of(parents, merges, visitor), "status")
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
-    visit, question = _put(page, values, visit, text, parents, merges, ballot)
-    yield {page.status: ""} | _box(page, values, text, "") | showing.stage(page, visit, values)
-    yield from _answered(page, values, before, visit, replace(job, questions=(question,)))
+    visit, questions = _put(page, values, visit, texts, parents, merges, ballot)
+    yield {page.status: ""} | _box(page, values, texts[0], "") | showing.stage(page, visit, values)
+    job = replace(job, questions=questions, talk=True, stops=visit.stops)
+    yield from _answered(page, values, before, visit, job)
 
 
 def _answered(
@@ -176,12 +185,13 @@ def _answered(
     """A question's job: what the columns say."""
     told: Updates = {}
     try:
-        for event in jobs.run(replace(job, stops=visit.stops)):
-            if isinstance(event, Reply):
-                visit = visit.replied(event).ended_by_all()
+        for event in jobs.run(job):
+            if isinstance(event, Reply | gpu.Asking):
+                visit = _heard(visit, event)
                 told = _notice(page, event) or told
                 if visit.running:
-                    yield showing.columns(page, visit, [event.column], values) | told
+                    slots = [event.column] if isinstance(event, Reply) else visit.running
+                    yield showing.columns(page, visit, slots, values) | told
                 else:  # the last that is written down: whoever sees it may go on
                     yield {page.status: ""} | told | showing.stage(page, visit, values)
             elif isinstance(event, Progress):
@@ -194,19 +204,26 @@ def _answered(
         yield {page.status: ""} | told | showing.stage(page, visit.ended(), values)
 
 
+def _heard(visit: Visit, event: Reply | gpu.Asking) -> Visit:
+    """The visit with a reply, or with a talk's next question."""
+    return visit.went_on() if isinstance(event, gpu.Asking) else visit.replied(event).ended_by_all()
+
+
 def _box(page: Page, values: Values, question: str, text: str) -> Updates:
     """Another text in place of the question, where it was typed."""
     return {page.question: text} if question == (values[page.question] or "").strip() else {}
 
 
 def _put(  # noqa: PLR0913  # an exchange's parts
-    page: Page, values: Values, visit: Visit, text: str, parents: Mapping[str, str],
+    page: Page, values: Values, visit: Visit, texts: tuple[str, ...], parents: Mapping[str, str],
     merges: Mapping[str, Made], ballot: blind.Ballot | None = None,
-) -> tuple[Visit, Question]:  # fmt: skip
-    """The visit with a question put to columns, and what is to be asked."""
-    slots = (*parents, *merges)
-    visit = visit.put(Exchange(text, settings(page, values), parents, merges), slots, ballot)
-    return visit, question_of(page, values, {slot: visit.said[slot] for slot in slots})
+) -> tuple[Visit, tuple[Question, ...]]:  # fmt: skip
+    """The visit with the first of these questions put to columns, and what is to be asked."""
+    slots, coming = (*parents, *merges), texts[1:]
+    visit = visit.put(Exchange(texts[0], settings(page, values), parents, merges), slots, ballot)
+    later = [{"role": "user", "content": text} for text in coming]
+    talks = [{s: (*visit.said[s], *later[:n]) for s in slots} for n in range(len(texts))]
+    return replace(visit, coming=coming), tuple(question_of(page, values, t) for t in talks)
 
 
 def idle(page: Page, values: Values) -> Visit:
@@ -237,8 +254,9 @@ def settings(page: Page, values: Values) -> dict[str, Any]:
     return _sampling(page, values) | ({"system": system} if system else {})
 
 
-def _notice(page: Page, event: Reply | gpu.Merged) -> Updates:
-    return {page.status: look.hint(event.notice)} if event.notice else {}
+def _notice(page: Page, event: gpu.Event) -> Updates:
+    notice = getattr(event, "notice", None)
+    return {page.status: look.hint(notice)} if notice else {}
 
 
 def followed(page: Page, steps: Any, where: str) -> Any:

@@ -24,10 +24,10 @@ class Visit:
     """The last merge, which `took` seconds, an earlier one `pinned` beside it, and what was said.
 
     `said` has each column's messages, `replies` the last answers, `models` who gave them; `asked`
-    is the last question, for a merge to answer it again. `running` are columns that answer just
-    now, and those put into their `stops` end; `asking` while a question waits for its models,
-    `merging` while a merge is made. `parts` are answers of the merged model in pieces, by question
-    and text. While there is a `ballot`, nobody may see
+    is the last question, for a merge to answer it again; `coming` are those still to be put one by
+    one. `running` are columns that answer just now, and those put into their `stops` end; `asking`
+    while a question waits for its models, `merging` while a merge is made. `parts` are answers of
+    the merged model in pieces, by question and text. While there is a `ballot`, nobody may see
     which column is whose. `inside` is what the last merge did to the weights, if that is known.
     """
 
@@ -37,6 +37,7 @@ class Visit:
     models: Mapping[str, str] = field(default_factory=dict)
     said: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
     asked: str = ""
+    coming: tuple[str, ...] = ()
     replies: Mapping[str, Reply] = field(default_factory=dict)
     running: tuple[str, ...] = ()
     stops: set[str] = field(default_factory=set)
@@ -116,6 +117,14 @@ class Visit:
             asking=False,
         )  # fmt: skip
 
+    def went_on(self) -> "Visit":
+        """The same, with the next question of a talk if the last one has been answered by all."""
+        if not (self.coming and self._answered()):
+            return self
+        exchange = replace(self.log[-1], question=self.coming[0], replies={})
+        visit = self.put(exchange, self.running, self.ballot)
+        return replace(visit, coming=self.coming[1:], stops=self.stops)
+
     def replied(self, reply: Reply) -> "Visit":
         """A column's answer has grown, or ended."""
         said = self.said[reply.column]
@@ -135,12 +144,19 @@ class Visit:
             reply = self.replies.get(slot) or Reply(slot, "", 0, None, 0.0)
             if reply.ended is None:
                 visit = visit.replied(replace(reply, ended="stopped"))
-        return replace(visit, running=(), asking=False, merging=False, parts=visit._followed())
+        asked = self.coming[-1] if self.coming else self.asked
+        parts = visit._followed()
+        return replace(
+            visit, running=(), coming=(), asked=asked, asking=False, merging=False, parts=parts
+        )
 
     def ended_by_all(self) -> "Visit":
-        """The same, ended if every column that was asked has."""
+        """The same, ended if every column that was asked has, and nothing more is to be asked."""
+        return self.ended() if self._answered() and not self.coming else self
+
+    def _answered(self) -> bool:
         last = [self.replies.get(slot) for slot in self.running]
-        return self.ended() if all(reply and reply.ended for reply in last) else self
+        return all(reply and reply.ended for reply in last)
 
     def failed(self, before: "Visit") -> "Visit":
         """What a job that failed leaves: columns that had no reply yet are as they were before."""
@@ -179,6 +195,14 @@ class Visit:
         questions = [m["content"] for m in self.said.get(slot, ()) if m["role"] == "user"]
         return questions[-1] if questions else ""
 
+    def talk(self) -> tuple[str, ...]:
+        """The questions up to the last one, in the first column that was asked it."""
+        found = (
+            tuple(m["content"] for m in self.said.get(slot, ()) if m["role"] == "user")
+            for slot in (*PARENTS, *self.said)
+        )
+        return next((asked for asked in found if asked[-1:] == (self.asked,)), (self.asked,))
+
     def given(self, slot: str, system: str = "") -> tuple[Mapping[str, str], ...]:
         """What a column was given with its last question, nothing if it was asked none.
 
@@ -204,6 +228,8 @@ class Visit:
         if not {*asked, gpu.MERGED} & {*self.running}:  # asked something else, and alone
             return self.parts
         others = {s: self.replies[s].text for s in asked if not self.replies[s].failed}
+        if not others:
+            return self.parts
         return {**self.parts, (question, merged.text): follow(merged.text, others)}
 
 

@@ -131,7 +131,6 @@ def test_nothing_is_lost_while_a_question_waits(visit: Visit, local_hub: LocalHu
     field.press("Enter")
     expect(playground.part("status")).to_contain_text("Fetching")
     playground.part("pin").click()
-    expect(playground.part("status").locator(".failure")).to_contain_text("still answering")
     field.press("Escape")
     expect(playground.part("status")).to_have_text("")
     local_hub.faults.clear()
@@ -157,3 +156,20 @@ def test_a_column_is_named_after_who_answered_in_it(visit: Visit) -> None:
     expect(playground.part("chat-merged").locator(".follows")).to_have_count(0)
     playground.part("clear").click()
     expect(head).to_contain_text("Bruno")
+
+
+@pytest.mark.browser
+def test_a_merge_answers_the_whole_conversation(visit: Visit) -> None:
+    """All its questions, in order, so that it goes on from as much as its parents do."""
+    playground = visit().ready()
+    playground.ask(SUM, ("a", "b"))
+    playground.ask(FRENCH, ("a", "b"))
+    playground.part("merge").click()
+    expect(playground.part("chat-merged").locator(".follows.b")).to_have_text("la porte blanche")
+    assert playground.answers("merged") == ["65", "la porte blanche"]
+    asked = playground.part("columns").locator("[data-testid=user]")
+    expect(asked).to_have_count(6)
+    playground.ask("What is 21 + 34?")
+    assert playground.answers("merged") == ["65", "la porte blanche", "55"]
+    playground.part("retry").click()
+    expect(asked).to_have_count(9)
