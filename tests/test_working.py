@@ -96,20 +96,22 @@ def test_with_less_and_less_room_the_answers_stay(
 
 
 @pytest.mark.parametrize("models", [9, 1.5])
-def test_a_talk_goes_on_from_its_own_answers(models: float) -> None:
-    """Each question is asked as if those before it had been asked, and answered, by themselves."""
-    texts = (*SUMS, "Who are you?")
-    asked: list[dict[str, str]] = [{"role": "user", "content": text} for text in texts]
-    talk: list[dict[str, str]] = []
-    for each in asked:
-        job = asking()
-        job = replace(job, questions=(Question({gpu.MERGED: [*talk, each]}, 8),), columns={})
-        text = said([*working.work(job, room(9))])[0, gpu.MERGED]
-        talk += [each, {"role": "assistant", "content": text}]
-    questions = tuple(Question({gpu.MERGED: asked[: n + 1]}, 8) for n in range(len(asked)))
-    whole = replace(asking(), questions=questions, columns={}, talk=True)
-    found = said([*working.work(whole, room(models))])
-    assert [found[n, gpu.MERGED] for n in range(3)] == [m["content"] for m in talk[1::2]]
+def test_a_talk_goes_on_from_its_own_answers(
+    models: float, whole: dict[tuple[int, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question is given with those before it and with what was said to them in this job."""
+    given: list[Any] = []
+
+    def watched(question: Question, *rest: Any) -> Iterator[Reply]:
+        given.append([each["content"] for each in question.conversations[gpu.MERGED]])
+        return answer(question, *rest)
+
+    monkeypatch.setattr(working, "answer", watched)
+    asked = [{"role": "user", "content": text} for text in SUMS]
+    questions = tuple(Question({gpu.MERGED: asked[: n + 1]}, 8) for n in range(len(SUMS)))
+    job = replace(asking(), questions=questions, columns={}, talk=True)
+    assert said([*working.work(job, room(models))])[1, gpu.MERGED] == "55"
+    assert given == [[SUMS[0]], [SUMS[0], whole[0, gpu.MERGED], SUMS[1]]]
 
 
 def test_an_answer_without_words_is_left_out_of_a_talk() -> None:
