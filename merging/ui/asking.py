@@ -30,7 +30,7 @@ SEEDS = 1_000_000
 
 @shows_errors("progress")
 def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """Fetch, merge, and let the merged column answer the last question again."""
+    """Fetch, merge, and let the merged column answer what was asked again, in order."""
     yield from remerged(page, visitor, values)
 
 
@@ -162,7 +162,7 @@ def talked(
     page: Page, visitor: Visitor, values: Values, texts: tuple[str, ...], slots: tuple[str, ...],
     since: Visit | None = None,
 ) -> Iterator[Updates]:  # fmt: skip
-    """The same with several questions, one after the other, to one column."""
+    """The same with several questions, one after the other, to one column alone."""
     before = idle(page, values)
     visit, models = since or before, names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}
