@@ -79,6 +79,7 @@ class Job:
     """Have merges ready, each in its column, then ask. `columns` maps the others to pinned models.
 
     `places` are the models that are asked themselves. `questions` are asked one after the other;
+    in a `talk` each begins with all before it, whose answers are put in as they come.
     `inspection` looks into an answer. Columns that come to be in `stops` answer no further. With
     `check` the merges are judged at the end, each once, and the verdicts kept. A `sweep` comes
     before all else.
@@ -88,6 +89,7 @@ class Job:
     merges: Mapping[str, Merging] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
+    talk: bool = False
     inspection: Inspection | None = None
     stops: Collection[str] = ()
     check: bool = False

@@ -6,14 +6,14 @@ It knows the library and what a job may ask; not who asks, nor in which process 
 
 import logging
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
 from merging import knobs, sanity, sweep
-from merging.chat import Reply, answer
+from merging.chat import Message, Question, Reply, answer
 from merging.errors import MergeError
 from merging.having import Wanted, have, weight
 from merging.job import Asking, Event, Job, Merged, Merging, Place, Sweeping
@@ -48,7 +48,7 @@ class _Run:
     smaller: bool = False
     plans: dict[str, Plan] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
-    ended: set[tuple[int, str]] = field(default_factory=set)
+    ended: dict[tuple[int, str], str] = field(default_factory=dict)
     outcomes: list[MergeError | None] = field(default_factory=list)
 
     @property
@@ -212,15 +212,30 @@ def _answers(run: _Run, models: Mapping[str, Loaded]) -> Iterator[Event]:
         asked = {c: model for c, model in models.items() if (number, c) not in run.ended}
         if not asked:
             continue
+        if run.job.talk:
+            question = _told(question, number, run.ended)
         yield Asking(number)
         try:
             for reply in answer(question, asked, library.pasts, library.turns, stops):
                 if reply.ended:
-                    run.ended.add((number, reply.column))
+                    run.ended[number, reply.column] = reply.text
                 yield reply
             run.outcomes.append(None)
         except MergeError as error:  # of which every column's reply has told
             run.outcomes.append(error)
+
+
+def _told(question: Question, number: int, ended: Mapping[tuple[int, str], str]) -> Question:
+    """A question of a talk with the answers to those before it, but for any without words."""
+    talks: dict[str, Sequence[Message]] = {}
+    for column, messages in question.conversations.items():
+        first = len(messages) - 1 - number
+        talk = [*messages[:first]]
+        for n, asked in enumerate(messages[first:-1]):
+            if text := ended.get((n, column)):
+                talk += [asked, {"role": "assistant", "content": text}]
+        talks[column] = (*talk, messages[-1])
+    return replace(question, conversations=talks)
 
 
 def _swept(asked: Sweeping, library: Library) -> Iterator[Event]:

@@ -100,6 +100,32 @@ def test_with_less_and_less_room_the_answers_stay(
     assert any(p.device.type == "meta" for p in held) == (models < 1)
 
 
+@pytest.mark.parametrize("models", [9, 1.5])
+def test_a_talk_goes_on_from_its_own_answers(
+    models: float, whole: dict[tuple[int, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question is given with those before it and with what was said to them in this job."""
+    given: list[Any] = []
+
+    def watched(question: Question, *rest: Any) -> Iterator[Reply]:
+        given.append([each["content"] for each in question.conversations[gpu.MERGED]])
+        return answer(question, *rest)
+
+    monkeypatch.setattr(working, "answer", watched)
+    asked = [{"role": "user", "content": text} for text in SUMS]
+    questions = tuple(Question({gpu.MERGED: asked[: n + 1]}, 8) for n in range(len(SUMS)))
+    job = replace(asking(), questions=questions, columns={}, talk=True)
+    assert said([*working.work(job, room(models))])[1, gpu.MERGED] == "55"
+    assert given == [[SUMS[0]], [SUMS[0], whole[0, gpu.MERGED], SUMS[1]]]
+
+
+def test_an_answer_without_words_is_left_out_of_a_talk() -> None:
+    asked = [{"role": role, "content": role} for role in ("system", "user", "user", "user")]
+    ended = {(0, "a"): "", (1, "a"): "words"}
+    told = working._told(Question({"a": asked}), 2, ended).conversations["a"]
+    assert [m["content"] for m in told] == ["system", "user", "words", "user"]
+
+
 def test_several_merges_in_turn(whole: dict[tuple[int, str], str]) -> None:
     """Where only one of two merges fits they are made, and answer, one after the other."""
     one, other = asking(), asking(by=0.0)

@@ -3,7 +3,7 @@
 Every handler takes the page and the values of its inputs, by component, and gives updates.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from secrets import randbelow, randbits
@@ -21,7 +21,7 @@ from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.page import Page
 from merging.ui.transcript import Exchange
-from merging.ui.visit import Visit
+from merging.ui.visit import CLEARED, Visit
 from merging.ui.visitor import Visitor
 
 SEEDS = 1_000_000
@@ -30,7 +30,7 @@ SEEDS = 1_000_000
 
 @shows_errors("progress")
 def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """Fetch, merge, and let the merged column answer the last question again."""
+    """Fetch, merge, and let the merged column answer what was asked again, in order."""
     yield from remerged(page, visitor, values)
 
 
@@ -44,20 +44,22 @@ def remerged(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         page.judged: look.UNJUDGED,
         page.visit: replace(visit, merging=True),
     }
-    try:
-        made, job = yield from followed(page, jobs.make(recipe, visitor), "progress")
-        kept.keep(made)
-    except Exception:
-        yield {page.visit: before}
-        raise
+    made, job = yield from undone(page, before, _made(recipe, visitor), "progress")
     yield {page.sizes: dict(made.sizes)}
     visit = visit.merged(made)
     if values[page.again] and visit.asked:
-        visit, question = _put(page, values, visit, visit.asked, {}, {gpu.MERGED: made})
-        job = replace(job, questions=(question,), stops=visit.stops)
+        visit, questions = _put(page, values, visit, before.talk(), {}, {gpu.MERGED: made})
+        job = replace(job, questions=questions, talk=True, stops=visit.stops)
     pins = {page.pins: {**visitor.pins, **made.pins}}
     job = replace(job, check=gpu.granted())  # elsewhere the next merge need not wait for it
     yield from _merged(page, values, before, visit, job, pins)
+
+
+def _made(recipe: Recipe, visitor: Visitor) -> Generator[Any, None, tuple[Made, gpu.Job]]:
+    """What a merge needs, fetched; its recipe is kept."""
+    made, job = yield from jobs.make(recipe, visitor)
+    kept.keep(made)
+    return made, job
 
 
 def _merged(
@@ -73,14 +75,16 @@ def _merged(
                 there, visit = True, replace(visit, took=event.seconds, inside=event.figures)
                 told = {page.progress: look.bar(1, _told(event)), page.sanity: look.CHECKING}
                 yield told | pins | showing.stage(page, visit, values) | _notice(page, event)
-            elif isinstance(event, Reply):
-                visit = visit.replied(event).ended() if event.ended else visit.replied(event)
-                yield showing.columns(page, visit, [event.column], values) | _notice(page, event)
             elif isinstance(event, Verdict):
                 judged = (visit.made.identity if visit.made else "", look.verdict(event), event.ok)
                 yield {page.sanity: judged[1], page.judged: judged}
+            elif isinstance(event, Reply | gpu.Asking) and CLEARED not in visit.stops:
+                visit = _heard(visit, event)
+                yield showing.columns(page, visit, [gpu.MERGED], values) | _notice(page, event)
     except Exception:
-        yield showing.stage(page, visit.ended() if there else before, values) | {page.sanity: ""}
+        if CLEARED not in visit.stops:
+            yield showing.stage(page, visit.ended() if there else before, values)
+        yield {page.sanity: ""}
         raise
 
 
@@ -93,12 +97,7 @@ def ask(
     question = (values[page.question] or "").strip()
     if not question:
         raise MergeError("The question is empty: write something to ask.")
-    yield {page.status: "", page.question: ""}
-    try:
-        yield from asked(page, visitor, values, question, slots)
-    except Exception:
-        yield {page.question: question}  # what was typed is not lost
-        raise
+    yield from asked(page, visitor, values, question, slots)
 
 
 @shows_errors("status")
@@ -108,7 +107,7 @@ def retry(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     if visit.ballot:  # the same answers with names, here or in what is saved, would tell
         visit, values = visit.withdrawn(), {**values, page.blind: True}
     visit = visit.before([slot for slot in visit.said if visit.last(slot) == visit.asked])
-    yield from asked(page, visitor, {**values, page.visit: visit}, visit.asked, SLOTS)
+    yield from asked(page, visitor, values, visit.asked, SLOTS, visit)
 
 
 @shows_errors("status")
@@ -131,8 +130,7 @@ def retry_one(page: Page, visitor: Visitor, values: Values, slot: str) -> Iterat
     question = visit.last(slot)
     if not question:
         raise MergeError("There is nothing to retry in this column yet: ask something first.")
-    values = {**values, page.visit: visit.before([slot])}
-    yield from asked(page, visitor, values, question, (slot,))
+    yield from asked(page, visitor, values, question, (slot,), visit.before([slot]))
 
 
 @shows_errors("status")
@@ -146,8 +144,7 @@ def edit(
     text = text.strip() if isinstance(text, str) else ""
     if not text:
         raise MergeError("The question is empty: edit it again, and write something to ask.")
-    values = {**values, page.visit: visit.until(slot, place)}
-    yield from asked(page, visitor, values, text, (slot,))
+    yield from asked(page, visitor, values, text, (slot,), visit.until(slot, place))
 
 
 def _asked_once(visit: Visit) -> Visit:
@@ -158,47 +155,82 @@ def _asked_once(visit: Visit) -> Visit:
 
 
 def asked(
-    page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...]
-) -> Iterator[Updates]:
-    """Put a question to those of these columns that somebody is in. Raises MergeError."""
-    visit = idle(page, values)
-    models = names(page, values)
+    page: Page, visitor: Visitor, values: Values, text: str, slots: tuple[str, ...],
+    since: Visit | None = None,
+) -> Iterator[Updates]:  # fmt: skip
+    """Put a question to those of these columns that somebody is in. Raises MergeError.
+
+    `since`: what the conversations go on from, where that is not what the page shows.
+    """
+    yield from talked(page, visitor, values, (text,), slots, since)
+
+
+def talked(
+    page: Page, visitor: Visitor, values: Values, texts: tuple[str, ...], slots: tuple[str, ...],
+    since: Visit | None = None,
+) -> Iterator[Updates]:  # fmt: skip
+    """The same with several questions, one after the other, to one column alone."""
+    before = idle(page, values)
+    visit, models = since or before, names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}
     slots = tuple(slot for slot in slots if slot in models or slot in merges)
     if not slots:
         raise MergeError("Nobody answers in this column yet: choose a model, or press Merge.")
     parents = {slot: models[slot] for slot in slots if slot in models}
-    job = yield from followed(page, jobs.job_of(parents, merges, visitor), "status")
+    yield {page.status: "", page.visit: replace(before, asking=True)}
+    job = yield from undone(page, before, jobs.job_of(parents, merges, visitor), "status")
     ballot = blind.ballot(slots, randbits(32)) if values[page.blind] and len(slots) > 1 else None
-    visit, question = _put(page, values, visit, text, parents, merges, ballot)
-    yield {page.status: ""} | showing.stage(page, visit, values)
+    visit, questions = _put(page, values, visit, texts, parents, merges, ballot)
+    yield {page.status: ""} | _box(page, values, texts[0], "") | showing.stage(page, visit, values)
+    job = replace(job, questions=questions, talk=True, stops=visit.stops)
+    yield from _answered(page, values, before, visit, job)
+
+
+def _answered(
+    page: Page, values: Values, before: Visit, visit: Visit, job: gpu.Job
+) -> Iterator[Updates]:
+    """A question's job: what the columns say."""
     told: Updates = {}
     try:
-        for event in jobs.run(replace(job, questions=(question,), stops=visit.stops)):
-            if isinstance(event, Reply):
-                visit = visit.replied(event).ended_by_all()
+        for event in jobs.run(job):
+            if isinstance(event, Reply | gpu.Asking):
+                visit = _heard(visit, event)
                 told = _notice(page, event) or told
                 if visit.running:
-                    yield showing.columns(page, visit, [event.column], values) | told
+                    slots = [event.column] if isinstance(event, Reply) else visit.running
+                    yield showing.columns(page, visit, slots, values) | told
                 else:  # the last that is written down: whoever sees it may go on
                     yield {page.status: ""} | told | showing.stage(page, visit, values)
             elif isinstance(event, Progress):
                 yield {page.status: look.progress(event)}
     except Exception:
-        yield showing.stage(page, replace(visit, running=(), ballot=None), values)
+        back = _box(page, values, visit.asked, visit.asked)  # what was typed is not lost
+        yield back | showing.stage(page, visit.failed(before), values)
         raise
     if visit.running:
         yield {page.status: ""} | told | showing.stage(page, visit.ended(), values)
 
 
+def _heard(visit: Visit, event: Reply | gpu.Asking) -> Visit:
+    """The visit with a reply, or with a talk's next question."""
+    return visit.went_on() if isinstance(event, gpu.Asking) else visit.replied(event).ended_by_all()
+
+
+def _box(page: Page, values: Values, question: str, text: str) -> Updates:
+    """Another text in place of the question, where it was typed."""
+    return {page.question: text} if question == (values[page.question] or "").strip() else {}
+
+
 def _put(  # noqa: PLR0913  # an exchange's parts
-    page: Page, values: Values, visit: Visit, text: str, parents: Mapping[str, str],
+    page: Page, values: Values, visit: Visit, texts: tuple[str, ...], parents: Mapping[str, str],
     merges: Mapping[str, Made], ballot: blind.Ballot | None = None,
-) -> tuple[Visit, Question]:  # fmt: skip
-    """The visit with a question put to columns, and what is to be asked."""
-    slots = (*parents, *merges)
-    visit = visit.put(Exchange(text, settings(page, values), parents, merges), slots, ballot)
-    return visit, question_of(page, values, {slot: visit.said[slot] for slot in slots})
+) -> tuple[Visit, tuple[Question, ...]]:  # fmt: skip
+    """The visit with the first of these questions put to columns, and what is to be asked."""
+    slots, coming = (*parents, *merges), texts[1:]
+    visit = visit.put(Exchange(texts[0], settings(page, values), parents, merges), slots, ballot)
+    later = [{"role": "user", "content": text} for text in coming]
+    talks = [{s: (*visit.said[s], *later[:n]) for s in slots} for n in range(len(texts))]
+    return replace(visit, coming=coming), tuple(question_of(page, values, t) for t in talks)
 
 
 def idle(page: Page, values: Values) -> Visit:
@@ -229,8 +261,9 @@ def settings(page: Page, values: Values) -> dict[str, Any]:
     return _sampling(page, values) | ({"system": system} if system else {})
 
 
-def _notice(page: Page, event: Reply | gpu.Merged) -> Updates:
-    return {page.status: look.hint(event.notice)} if event.notice else {}
+def _notice(page: Page, event: gpu.Event) -> Updates:
+    notice = getattr(event, "notice", None)
+    return {page.status: look.hint(notice)} if notice else {}
 
 
 def followed(page: Page, steps: Any, where: str) -> Any:
@@ -241,6 +274,15 @@ def followed(page: Page, steps: Any, where: str) -> Any:
                 yield {getattr(page, where): look.progress(next(steps))}
         except StopIteration as end:
             return end.value
+
+
+def undone(page: Page, before: Visit, steps: Any, where: str) -> Any:
+    """The same for a visit that is marked as busy meanwhile: where they fail it is as before."""
+    try:
+        return (yield from followed(page, steps, where))
+    except Exception:
+        yield {page.visit: before}
+        raise
 
 
 def names(page: Page, values: Values) -> dict[str, str]:

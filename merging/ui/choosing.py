@@ -13,7 +13,7 @@ from merging import gpu
 from merging.errors import MergeError
 from merging.recipe import Recipe
 from merging.ui import form as forms
-from merging.ui import jobs, look
+from merging.ui import jobs, look, showing
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.page import Page
 from merging.ui.presets import Preset
@@ -85,7 +85,7 @@ def change_models(page: Page, visitor: Visitor, values: Values) -> Iterator[Upda
             updates[control] = gr.update(visible=three)
     name = values[page.form.method]
     updates |= forms.show_method(page.form, name, page.form.variant(name, values), three)
-    yield updates | _titled(page, values)
+    yield updates | _third(page, values)
     yield from _checked(page, visitor, updates[page.recipe])
 
 
@@ -115,6 +115,10 @@ def check(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield from _checked(page, visitor, values[page.recipe])
 
 
+def title(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+    yield showing.heads(page, values[page.visit], values)
+
+
 def fold_base(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
     shown = bool(values[page.show_base] and values[page.form.pickers["base"]])
     yield {page.columns["base"].box: gr.update(visible=shown)}
@@ -134,20 +138,12 @@ def filled(page: Page, text: str) -> Updates:
     """The form as a recipe has it. Raises MergeError if the text is none."""
     recipe = Recipe.from_yaml(text)
     updates = forms.fill(page.form, recipe)
-    return (
-        updates | _titled(page, updates) | {page.recipe: recipe.to_yaml(), page.recipe_status: ""}
-    )
+    return updates | _third(page, updates) | {page.recipe: recipe.to_yaml(), page.recipe_status: ""}
 
 
-def _titled(page: Page, picked: Values) -> Updates:
-    """Each parent's name at the head of its column; a third column only for a third model."""
-    updates: Updates = {}
-    for slot, picker in page.form.pickers.items():
-        column, name = page.columns[slot], picked[picker]
-        updates[column.head] = look.column_head(slot, look.short(name or "…"))
-        if slot == "c":
-            updates[column.box] = gr.update(visible=bool(name))
-    return updates
+def _third(page: Page, picked: Values) -> Updates:
+    """A third column only for a third model."""
+    return {page.columns["c"].box: gr.update(visible=bool(picked[page.form.pickers["c"]]))}
 
 
 def _offer(page: Page, preset: Preset) -> Updates:

@@ -15,7 +15,7 @@ from merging.ui import look, showing, transcript
 from merging.ui.blind import Vote, tallies
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.page import Page
-from merging.ui.visit import PINNED, Visit
+from merging.ui.visit import CLEARED, PINNED, Visit
 from merging.ui.visitor import Visitor
 
 SETTLING = 0.3
@@ -29,6 +29,16 @@ def settle(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield {page.status: gr.skip()}
 
 
+def settle_cleared(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
+    """The same before Clear, of which a merge that answers again hears: it is not cancelled, since
+    one that is still being made goes on.
+    """
+    visit: Visit = values[page.visit]
+    if not visit.merging:
+        visit.stops.update({*visit.running, CLEARED})
+    yield from settle(page, visitor, values)
+
+
 def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Say that the merge that was made was stopped, or each column that was still answering."""
     visit: Visit = values[page.visit]
@@ -37,7 +47,7 @@ def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         drawn[page.progress] = look.hint("Stopped.")
     if values[page.sanity] == look.CHECKING:
         drawn[page.sanity] = look.hint("Not checked: stopped.")
-    if visit.merging or visit.running:
+    if visit.merging or visit.running or visit.asking:
         drawn |= showing.stage(page, visit.ended(), values)
     yield drawn
 
@@ -73,7 +83,8 @@ def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     visit = Visit(
         visit.made, visit.took, visit.pinned, visit.models, votes=visit.votes, inside=visit.inside
     )
-    yield showing.stage(page, visit, values) | empty | {page.legend: "", page.status: ""}
+    empty |= showing.heads(page, visit, values) | {page.legend: "", page.status: ""}
+    yield showing.stage(page, visit, values) | empty
 
 
 def redraw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
@@ -88,7 +99,7 @@ def redraw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 @shows_errors("status")
 def reveal(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Give the columns their names back."""
-    visit: Visit = values[page.visit].ready()
+    visit: Visit = values[page.visit].idle()
     yield showing.stage(page, replace(visit, ballot=None), values)
 
 

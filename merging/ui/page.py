@@ -163,9 +163,8 @@ class Page:
 
     def filled(self) -> set[Any]:
         """Outputs of whatever fills the form from a recipe."""
-        heads = {c.head for c in self.columns.values()} | {self.columns["c"].box}
         texts = {self.recipe, self.preset, self.recipe_status, self.why, self.examples}
-        return {*self.form.outputs(), *heads, *texts, *self.checked()}
+        return {*self.form.outputs(), self.columns["c"].box, *texts, *self.checked()}
 
     def unlocked(self) -> set[Any]:
         """Outputs of whatever switches the form on or off."""

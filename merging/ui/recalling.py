@@ -51,17 +51,19 @@ def draw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 @shows_errors("past_status")
 def pin(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Put one into the pinned column, where it answers the last question if merges do so."""
-    visit, past = asking.idle(page, values), _chosen(page, values)
-    if visit.ballot:
+    before, past = asking.idle(page, values), _chosen(page, values)
+    if before.ballot:
         raise MergeError("This would say which answer is whose: vote first.")
     own = replace(visitor, pins={**visitor.pins, **past.pins})
-    made, _ = yield from asking.followed(page, jobs.make(past.written(), own), "past_status")
-    visit = visit.beside(made)
+    yield {page.visit: replace(before, asking=True)}
+    steps = jobs.make(past.written(), own)
+    made, _ = yield from asking.undone(page, before, steps, "past_status")
+    visit = before.beside(made)
     told = look.hint(f"{past.name} stands beside the merged model.")
     yield showing.stage(page, visit, values) | {page.past_status: told}
     if values[page.again] and visit.asked and not visit.said[PINNED]:
         values = {**values, page.visit: visit}
-        yield from asking.asked(page, visitor, values, visit.asked, (PINNED,))
+        yield from asking.talked(page, visitor, values, visit.talk(), (PINNED,))
 
 
 @shows_errors("past_status")

@@ -43,6 +43,15 @@ def stage(page: Page, visit: Visit, values: Values) -> Updates:
     return updates | columns(page, visit, list(visit.said), values)
 
 
+def heads(page: Page, visit: Visit, values: Values) -> Updates:
+    """The chosen parents' names above columns that are empty: others keep those who answered."""
+    return {
+        page.columns[slot].head: gr.skip() if visit.said.get(slot) else
+        look.column_head(slot, look.short(values[picker] or "…"))
+        for slot, picker in page.form.pickers.items()
+    }  # fmt: skip
+
+
 def _named(page: Page, visit: Visit, slot: str, *, marked: bool) -> Updates:
     column, reply = page.columns[slot], visit.replies.get(slot)
     stats = look.stats(reply) if reply else ""

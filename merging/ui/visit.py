@@ -15,6 +15,8 @@ from merging.ui.transcript import MOST, Exchange
 PARENTS = ("a", "b", "c")
 PINNED = "pinned"
 """The column of an earlier merge, beside the last."""
+CLEARED = "cleared"
+"""Among the stops: what was said is forgotten, and is not to be written down any more."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,10 @@ class Visit:
     """The last merge, which `took` seconds, an earlier one `pinned` beside it, and what was said.
 
     `said` has each column's messages, `replies` the last answers, `models` who gave them; `asked`
-    is the last question, for a merge to answer it again. `running` are columns that answer just
-    now, and those put into their `stops` end; `merging` while a merge is made. `parts` are answers
-    of the merged model in pieces, by question and text. While there is a `ballot`, nobody may see
+    is the last question, for a merge to answer it again; `coming` are those still to be put one by
+    one. `running` are columns that answer just now, and those put into their `stops` end; `asking`
+    while a question waits for its models, `merging` while a merge is made. `parts` are answers of
+    the merged model in pieces, by question and text. While there is a `ballot`, nobody may see
     which column is whose. `inside` is what the last merge did to the weights, if that is known.
     """
 
@@ -34,9 +37,11 @@ class Visit:
     models: Mapping[str, str] = field(default_factory=dict)
     said: Mapping[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
     asked: str = ""
+    coming: tuple[str, ...] = ()
     replies: Mapping[str, Reply] = field(default_factory=dict)
     running: tuple[str, ...] = ()
     stops: set[str] = field(default_factory=set)
+    asking: bool = False
     merging: bool = False
     parts: Mapping[tuple[str, str], tuple[Part, ...]] = field(default_factory=dict)
     ballot: Ballot | None = None
@@ -47,7 +52,7 @@ class Visit:
     def idle(self) -> "Visit":
         """The same. Raises MergeError while columns answer or a merge is made: each writes down
         what came of it at its end, over what the other wrote meanwhile."""
-        if self.running:
+        if self.running or self.asking:
             raise MergeError("The models are still answering: wait for them, or press Stop.")
         return self.ready()
 
@@ -97,19 +102,28 @@ class Visit:
         said = {**self.said, gpu.MERGED: ()}
         return replace(
             self, made=made, inside=None, said=said, replies=replies, ballot=None, parts={},
-            merging=False,
+            merging=False, stops=set(),
         )  # fmt: skip
 
     def put(self, exchange: Exchange, slots: tuple[str, ...], ballot: Ballot | None) -> "Visit":
         """A question that has just been put to columns: their conversations have it by now."""
         question = {"role": "user", "content": exchange.question}
         same = [s for s in slots if self.models.get(s) == exchange.models.get(s)]
-        said = {s: (*(self.said.get(s, ()) if s in same else ()), question) for s in slots}
+        said = {s: (*(_worded(self.said.get(s, ())) if s in same else ()), question) for s in slots}
         return replace(
             self, models={**self.models, **exchange.models}, said={**self.said, **said},
             replies={s: r for s, r in self.replies.items() if s not in slots}, running=slots,
             stops=set(), asked=exchange.question, ballot=ballot, log=(*self.log, exchange)[-MOST:],
+            asking=False,
         )  # fmt: skip
+
+    def went_on(self) -> "Visit":
+        """The same, with the next question of a talk if the last one has been answered by all."""
+        if not (self.coming and self._answered()):
+            return self
+        exchange = replace(self.log[-1], question=self.coming[0], replies={})
+        visit = self.put(exchange, self.running, self.ballot)
+        return replace(visit, coming=self.coming[1:], stops=self.stops)
 
     def replied(self, reply: Reply) -> "Visit":
         """A column's answer has grown, or ended."""
@@ -130,12 +144,34 @@ class Visit:
             reply = self.replies.get(slot) or Reply(slot, "", 0, None, 0.0)
             if reply.ended is None:
                 visit = visit.replied(replace(reply, ended="stopped"))
-        return replace(visit, running=(), merging=False, parts=visit._followed())
+        asked = self.coming[-1] if self.coming else self.asked
+        parts = visit._followed()
+        return replace(
+            visit, running=(), coming=(), asked=asked, asking=False, merging=False, parts=parts
+        )
 
     def ended_by_all(self) -> "Visit":
-        """The same, ended if every column that was asked has."""
+        """The same, ended if every column that was asked has, and nothing more is to be asked."""
+        return self.ended() if self._answered() and not self.coming else self
+
+    def _answered(self) -> bool:
         last = [self.replies.get(slot) for slot in self.running]
-        return self.ended() if all(reply and reply.ended for reply in last) else self
+        return all(reply and reply.ended for reply in last)
+
+    def failed(self, before: "Visit") -> "Visit":
+        """What a job that failed leaves: columns that had no reply yet are as they were before."""
+        silent = [slot for slot in self.running if slot not in self.replies]
+        said = {slot: before.said.get(slot, ()) for slot in silent}
+        models = {**self.models, **{s: m for s, m in before.models.items() if said.get(s)}}
+        if silent and len(silent) == len(self.running):
+            return replace(before, models=models, said={**before.said, **said})
+        answering = tuple(slot for slot in self.running if slot not in silent)
+        visit = replace(self, running=answering, ballot=None).ended()
+        replies = {slot: reply for slot, reply in before.replies.items() if slot in silent}
+        return replace(
+            visit, models=models, said={**visit.said, **said},
+            replies={**visit.replies, **replies},
+        )  # fmt: skip
 
     def before(self, slots: Iterable[str]) -> "Visit":
         """As it was before these columns were last asked."""
@@ -159,6 +195,14 @@ class Visit:
         questions = [m["content"] for m in self.said.get(slot, ()) if m["role"] == "user"]
         return questions[-1] if questions else ""
 
+    def talk(self) -> tuple[str, ...]:
+        """The questions up to the last one, in the first column that was asked it."""
+        found = (
+            tuple(m["content"] for m in self.said.get(slot, ()) if m["role"] == "user")
+            for slot in (*PARENTS, *self.said)
+        )
+        return next((asked for asked in found if asked[-1:] == (self.asked,)), (self.asked,))
+
     def given(self, slot: str, system: str = "") -> tuple[Mapping[str, str], ...]:
         """What a column was given with its last question, nothing if it was asked none.
 
@@ -178,11 +222,20 @@ class Visit:
         merged, question = self.replies.get(gpu.MERGED), self.last(gpu.MERGED)
         if merged is None or merged.failed:
             return self.parts
-        asked = [s for s in PARENTS if s in self.replies and self.last(s) == question]
+        of = dict(zip(PARENTS, self.made.columns, strict=False)) if self.made else {}
+        asked = [s for s in of if s in self.replies and self.last(s) == question]
+        asked = [s for s in asked if self.models.get(s) == of[s]]  # else no parent of this merge
         if not {*asked, gpu.MERGED} & {*self.running}:  # asked something else, and alone
             return self.parts
         others = {s: self.replies[s].text for s in asked if not self.replies[s].failed}
+        if not others:
+            return self.parts
         return {**self.parts, (question, merged.text): follow(merged.text, others)}
+
+
+def _worded(messages: tuple[Mapping[str, str], ...]) -> tuple[Mapping[str, str], ...]:
+    """Without a last question that got no words: templates may refuse an answer without any."""
+    return messages if not messages or messages[-1]["content"] else _before(messages)
 
 
 def _before(messages: tuple[Mapping[str, str], ...]) -> tuple[Mapping[str, str], ...]:

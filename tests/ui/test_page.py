@@ -242,8 +242,9 @@ def test_another_model_starts_anew(visit: Visit) -> None:
     playground = visit().ready()
     playground.ask(SUM, ("a", "b"))
     playground.pick("a", "assets/demo/base")
-    expect(playground.part("column-a").locator(".head")).to_contain_text("Mini")
+    expect(playground.recipe()).to_contain_text("model: assets/demo/base")
     playground.ask(SUM, ("a", "b"))
+    expect(playground.part("column-a").locator(".head")).to_contain_text("Mini")
     assert playground.answers("a") == ["55"]
     assert playground.answers("b") == ["55", "55"]
 

@@ -26,6 +26,10 @@ def forming(page: Page) -> None:
     on(buttons["check"].click, choosing.check, page, {page.recipe}, page.checked())
     for variant in page.form.variants.values():
         on(variant.input, choosing.change_variant, page, form, page.filled(), **last)
+    pickers = {*page.form.pickers.values()}
+    heads = {page.columns[slot].head for slot in page.form.pickers}
+    for picker in pickers:
+        on(picker.change, choosing.title, page, {*pickers, page.visit}, heads, queue=False, **last)
     for picker in (*page.form.pickers.values(), page.form.method):
         on(picker.input, choosing.change_models, page, form, page.filled(), **last)
     for control in page.form.controls.values():

@@ -85,8 +85,10 @@ def _stopping(page: Page, trying: list[Any], merging: list[Any], examined: Any) 
             on(stopping.then, comparing.stop, page, {*drawn, page.sanity}, progressed,
                 queue=False)  # fmt: skip
         on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
-    clearing = on(buttons["clear"].click, comparing.settle, *settled, cancels=trying, queue=False)
-    on(clearing.then, comparing.clear, page, drawn, page.answered(), queue=False)
+    clearing = on(buttons["clear"].click, comparing.settle_cleared, *settled, cancels=trying,
+                   queue=False)  # fmt: skip
+    named = {*drawn, *page.form.pickers.values()}
+    on(clearing.then, comparing.clear, page, named, page.answered(), queue=False)
     one: dict[str | int, Any] = {slot: c.buttons["stop"] for slot, c in page.columns.items()}
     one |= {number: booth.stop for number, booth in enumerate(page.unnamed)}
     for which, button in one.items():
