@@ -20,8 +20,11 @@ EVERY = 0.1
 """Seconds between two signs of progress."""
 WAITING = 8
 """Items a thread, at most, that are done or under way before their results are taken."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """As glibc's malloc.h numbers them."""
+ARENAS = 4
+"""Heaps for all threads. By default each of a class's dozens has one of eight times the cores, and
+what models leave behind in each of them came to 300 MB after a hundred merges, to 75 with these."""
 
 
 def cores() -> int:
@@ -99,6 +102,7 @@ def _keep_freed_memory() -> None:
     if mallopt:
         mallopt(M_MMAP_THRESHOLD, 4 << 20)
         mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        mallopt(M_ARENA_MAX, ARENAS)
 
 
 def _enter_thread() -> None:

@@ -18,8 +18,8 @@ from merging.ui.page import Page
 from merging.ui.visit import CLEARED, PINNED, Visit
 from merging.ui.visitor import Visitor
 
-SETTLING = 0.3
-"""Seconds: answers are shown every 0.08."""
+SETTLING = 0.6
+"""Seconds: answers are shown every 0.08, a sheet's every 0.25, and a busy machine comes late."""
 
 
 def settle(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:

@@ -84,11 +84,14 @@ def chat(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield {page.past_status: look.hint(f"{past.name} is the merged model.")}
 
 
-@shows_errors("past_status")
 def share(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """The recipe of one, its models at the commits of then."""
-    yield {page.saved: None}
-    yield {page.saved: {"text": _chosen(page, values).recipe}, page.past_status: ""}
+    try:
+        past = _chosen(page, values)
+    except MergeError as error:
+        yield {page.saved: None, page.past_status: look.failure(str(error))}
+    else:
+        yield {page.saved: {"text": past.recipe}, page.past_status: ""}
 
 
 @shows_errors("past_status")
