@@ -16,12 +16,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads take cor
 from functools import partial  # after the environment is set, like all below
 
 from merging import MergeError, gpu, hub, pushing, readiness, templates
-from merging.library import prepare
+from merging.library import budget, prepare
 from merging.ui import LAUNCH, build, kept
 from merging.ui.look import EMBEDDED
 
 try:
     hub.clean()
+    budget("cpu")
 except MergeError as error:  # of a setting
     sys.exit(str(error))
 kept.clean()

@@ -81,12 +81,21 @@ def disk(folder: Path, ours: Iterable[Path] = (), least: int = 0) -> tuple[int, 
     has at `least` so many bytes, and free are those that the folders in `ours` do not take. What is
     mounted into a Space, such as a storage bucket, counts as it is.
     """
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    usage = shutil.disk_usage(there)
-    if not os.environ.get("SPACE_ID") or there.stat().st_dev != ROOT.stat().st_dev:
+    usage = shutil.disk_usage(_there(folder))
+    if not os.environ.get("SPACE_ID") or not on_root(folder):
         return usage.total, usage.free
+    ours = [each for each in ours if on_root(each)]
     part = max(least, 10**9 * DISKS.get(os.environ.get("ACCELERATOR", ""), DISK))
     return min(usage.total, part), min(usage.free, max(0, part - sum(map(_size, ours))))
+
+
+def on_root(folder: Path) -> bool:
+    """Whether a folder lies, or will lie, on the system's own disk."""
+    return _there(folder).stat().st_dev == ROOT.stat().st_dev
+
+
+def _there(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:

@@ -81,8 +81,10 @@ def run(job: Job) -> Iterator[Event]:
 
 def _heeding(events: Iterator[Any], stops: Collection[str]) -> Iterator[Any]:
     """Nothing more of a column that was stopped: a worker of ZeroGPU cannot hear of it."""
-    over = set()
+    over = set[str]()
     for event in events:
+        if isinstance(event, Asking):
+            over.clear()  # each question of a talk ends by itself
         if isinstance(event, Reply) and event.column in stops:
             if event.column in over:
                 continue
@@ -97,6 +99,11 @@ def price(size: int, tokens: int, characters: int = 0) -> int:
     They are more than the job's duration where `spaces` multiplies that.
     """
     return round(_duration(size, tokens, characters) * _factor())
+
+
+def most() -> int:
+    """GPU seconds that a job is held to, whatever it needs."""
+    return round(int(LONGEST / _factor()) * _factor())
 
 
 def _duration(size: int, tokens: int, characters: int) -> int:
@@ -122,9 +129,9 @@ class Bill:
     size: int
     columns: int
 
-    def merge(self, tokens: int) -> int:
-        """A merge with its answer of so many tokens, and its check."""
-        return price(self.size, tokens + CHECK)
+    def merge(self, tokens: int, questions: int = 1) -> int:
+        """A merge with its answers of so many tokens each, and its check."""
+        return price(self.size, tokens * questions + CHECK)
 
     def ask(self, tokens: int, questions: int = 1) -> int:
         """Questions to all."""

@@ -245,13 +245,11 @@ class Library:
     @contextmanager
     def beside(self, source: Local) -> Iterator[Loaded | None]:
         """A parent that is here, or fits without another model leaving for it; None if neither."""
-        with self.lock:
-            fits = self._used() + size_of(source, self.device).whole <= self.budget
-            here = fits or self.has(_key(source))
-        if not here:
-            yield None
-            return
-        with self.parent(source) as loaded:
+        with ExitStack() as lent:
+            with self.lock:  # until it is lent: others could take the room
+                fits = self._used() + size_of(source, self.device).whole <= self.budget
+                here = fits or self.has(_key(source))
+                loaded = lent.enter_context(self.parent(source)) if here else None
             yield loaded
 
     def note(self, key: str, finding: Any) -> None:

@@ -295,6 +295,13 @@ def test_a_stopped_column_is_not_heard_of_again() -> None:
     assert told == [(0, None), (1, None), (2, "stopped")]
 
 
+def test_each_question_of_a_talk_ends() -> None:
+    """Of a column that was stopped, the end of every later question is heard of as well."""
+    ended = [Reply("b", "", 0, None, 0.0, "stopped")] * 2
+    events = [gpu.Asking(0), *ended, gpu.Asking(1), *ended]
+    assert list(gpu._heeding(iter(events), {"b"})) == [events[0], ended[0], events[3], ended[0]]
+
+
 def test_seconds_grow_with_work() -> None:
     """What is asked of ZeroGPU is small for the demo, more for more tokens, and capped."""
     job = asking(decided())

@@ -112,8 +112,8 @@ def disk(folder: Path | None = None) -> tuple[int, int]:
     A Space whose cache may take more than is known of its disk is believed to have that.
     """
     cache = Path(constants.HF_HUB_CACHE)
-    ours = cache, container.home()
-    return container.disk((folder or cache).absolute(), ours, allowed() or 0)
+    least = allowed() if container.on_root(cache) else None
+    return container.disk(folder or cache, (cache, container.home()), least or 0)
 
 
 def not_cached(what: str) -> NoReturn:

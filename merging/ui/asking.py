@@ -9,6 +9,8 @@ from dataclasses import replace
 from secrets import randbelow, randbits
 from typing import Any
 
+import gradio as gr
+
 from merging import gpu
 from merging.chat import Message, Question, Reply
 from merging.errors import MergeError
@@ -82,10 +84,17 @@ def _merged(
                 visit = _heard(visit, event)
                 yield showing.columns(page, visit, [gpu.MERGED], values) | _notice(page, event)
     except Exception:
-        if CLEARED not in visit.stops:
-            yield showing.stage(page, visit.ended() if there else before, values)
-        yield {page.sanity: ""}
+        yield _over(page, values, visit if there else before) | {page.sanity: ""}
         raise
+    if visit.running:
+        yield _over(page, values, visit)
+
+
+def _over(page: Page, values: Values, visit: Visit) -> Updates:
+    """Nothing is under way any longer, unless Clear has written that down already."""
+    if CLEARED in visit.stops:
+        return {page.progress: gr.skip()}
+    return showing.stage(page, visit.ended(), values)
 
 
 @shows_errors("status")

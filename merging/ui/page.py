@@ -20,8 +20,9 @@ class Page:
 
     `private`: whether only this machine's own user can open the page; `pending`: who has asked for
     something; `pins` are the commits at which models were checked. What clicks cost is counted by
-    `sizes`, bytes of the recipe's models by pinned name, None until it is checked; and `merges`,
-    identities of those in columns, with the sizes of their models.
+    `sizes`, bytes of the recipe's models by pinned name, None until it is checked; `merges`,
+    identities of those in columns, with the sizes of their models; and `talk`, how many questions
+    the next merge answers again.
     """
 
     private: Callable[[gr.Request], bool]
@@ -112,6 +113,7 @@ class Page:
     pins: gr.State
     sizes: gr.State
     merges: gr.State
+    talk: gr.State
     kept: gr.BrowserState
     past: gr.BrowserState
 
@@ -136,7 +138,14 @@ class Page:
 
     def counted(self) -> set[Any]:
         """Inputs of whatever tells what clicks cost."""
-        asked = {self.sizes, self.merges, self.pins, *self.form.pickers.values()}
+        asked = {
+            self.sizes,
+            self.merges,
+            self.talk,
+            self.again,
+            self.pins,
+            *self.form.pickers.values(),
+        }
         return {*asked, *self.options(), *self.sweeping()}
 
     def curve(self) -> set[Any]:
@@ -153,7 +162,15 @@ class Page:
         parts = {part for c in self.columns.values() for part in (c.head, c.chat)}
         parts |= {part for b in self.unnamed for part in (b.box, b.head, b.chat, b.best)}
         parts |= {self.columns[PINNED].box}
-        stage = {self.row, self.booths, self.verdict, self.legend, self.tally, self.merges}
+        stage = {
+            self.row,
+            self.booths,
+            self.verdict,
+            self.legend,
+            self.tally,
+            self.merges,
+            self.talk,
+        }
         return {self.visit, *parts, *stage}
 
     def pictures(self) -> set[Any]:

@@ -26,7 +26,7 @@ def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # 
         "Ask, Retry or New seed": asked.ask(tokens),
         "question sheet": asked.ask(tokens, _questions(page, values)),
         "looking into an answer": asked.look(CHARACTERS * tokens),
-        "Merge": own.merge(tokens),
+        "Merge": own.merge(tokens, values[page.talk] if values[page.again] else 0),
     }
     told = [f"{what} {seconds} s" for what, seconds in clicks.items()]
     told += _sweep(page, values, own)
@@ -64,5 +64,5 @@ def _sweep(page: Page, values: Values, own: gpu.Bill) -> Iterator[str]:
     except MergeError:
         return
     seconds = own.sweep(given.tokens, int(values[page.count] or 0))
-    most = " or more, too much for one click" if seconds >= gpu.LONGEST else ""
+    most = " or more, too much for one click" if seconds >= gpu.most() else ""
     yield f"sweep {seconds} s{most}"

@@ -74,9 +74,9 @@ def run(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     recipes = along(recipe, knob, low, high, int(values[page.count] or 0))
     steps = jobs.sweep(recipe, recipes, exam_of(page, values), visitor)
     made, job = yield from asking.followed(page, steps, "swept_status")
-    if gpu.granted() and gpu.seconds(job) >= gpu.LONGEST:
+    if gpu.granted() and gpu.seconds(job) >= gpu.most():
         raise MergeError(
-            f"This would take {gpu.LONGEST} s of GPU time or more, which is the most that one "
+            f"This would take {gpu.most()} s of GPU time or more, which is the most that one "
             "sweep may have: choose fewer values, fewer questions or shorter answers."
         )
     slots = {made.pins[name]: slot for slot, name in forms.pickers_of(recipe).items() if name}

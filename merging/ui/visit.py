@@ -222,9 +222,9 @@ class Visit:
         merged, question = self.replies.get(gpu.MERGED), self.last(gpu.MERGED)
         if merged is None or merged.failed:
             return self.parts
-        of = dict(zip(PARENTS, self.made.columns, strict=False)) if self.made else {}
-        asked = [s for s in of if s in self.replies and self.last(s) == question]
-        asked = [s for s in asked if self.models.get(s) == of[s]]  # else no parent of this merge
+        own = self.made.columns if self.made else ()  # others are no parents of this merge
+        asked = [s for s in PARENTS if s in self.replies and self.last(s) == question]
+        asked = [s for s in asked if self.models.get(s) in own]
         if not {*asked, gpu.MERGED} & {*self.running}:  # asked something else, and alone
             return self.parts
         others = {s: self.replies[s].text for s in asked if not self.replies[s].failed}

@@ -63,7 +63,12 @@ def test_no_model_is_given_an_answer_without_words() -> None:
 def test_marks_compare_with_the_merges_own_parents() -> None:
     """What another model said in a parent's column is nothing that the merge could follow."""
     visit = said(said(put(State(), "one"), "a", "same"), "b", "same").ended()
-    for columns, follows in ((("x/a", "x/b"), ("a", "b")), (("y/a", "x/b"), ("b",))):
+    own = (
+        (("x/a", "x/b"), ("a", "b")),
+        (("y/a", "x/b"), ("b",)),
+        (("x/0", "x/b", "x/a"), ("a", "b")),
+    )
+    for columns, follows in own:
         merged = put(visit.merged(replace(MADE, columns=columns)), "one", ("merged",))
         parts = said(merged, "merged", "same").ended().parts
         assert [part.follows for part in parts["one", "same"]] == [follows]
