@@ -132,17 +132,17 @@ def test_a_click_is_said_to_ask_for_what_its_job_asks(page: Page, values: dict[A
 
 
 def test_a_merge_and_a_sweep(page: Page, values: dict[Any, Any]) -> None:
-    """Of the recipe and its base, whoever answers."""
+    """Of the recipe and its base, whoever answers; and of all that the merge answers again."""
     values[page.rows], values[page.count] = [["What is 38 + 27?", "65"], ["Who are you?", "Ada"]], 5
     check(page, values, TIES)
     recipe = Recipe.from_yaml(TIES)
-    for tokens in (64, 512):
-        values[page.tokens] = tokens
+    for tokens, count in ((64, 0), (512, 3)):
+        values[page.tokens], values[page.talk] = tokens, count
         steps = jobs.make(recipe, VISITOR)
         made = ended(steps)[1]
         alone = {gpu.MERGED: ({"role": "user", "content": "?"},)}
         question = asking.question_of(page, values, alone)
-        made = replace(made, questions=(question,), check=True)
+        made = replace(made, questions=(question,) * count, check=True)
         assert f"Merge {gpu.seconds(made)} s" in told(page, values)
         recipes = dict.fromkeys(map(float, range(5)), recipe)
         swept = ended(jobs.sweep(recipe, recipes, sweeping.exam_of(page, values), VISITOR))[1]
