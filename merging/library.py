@@ -309,6 +309,7 @@ class Library:
         finally:
             with self.lock:
                 self.aside[key] -= size
+                self.aside += Counter()  # without those at zero
 
     def free(self) -> None:
         """Let everything go that nobody uses just now: memory has run out."""

@@ -178,7 +178,7 @@ def talked(
     page: Page, visitor: Visitor, values: Values, texts: tuple[str, ...], slots: tuple[str, ...],
     since: Visit | None = None,
 ) -> Iterator[Updates]:  # fmt: skip
-    """The same with several questions, one after the other, to one column alone."""
+    """The same; several questions, one after the other, are put to one column alone."""
     before = idle(page, values)
     visit, models = since or before, names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}
