@@ -178,3 +178,25 @@ def test_a_merge_answers_the_whole_conversation(visit: Visit) -> None:
     assert playground.answers("merged") == ["65", "la porte blanche", "55"]
     playground.part("retry").click()
     expect(asked).to_have_count(9)
+
+
+@pytest.mark.browser
+def test_a_talk_that_is_stopped_ends(visit: Visit, long_recipe: str) -> None:
+    """Stop of the merged column alone, in the middle of what it answers again: the page goes on."""
+    playground = visit().ready().ramble(long_recipe, SUM)
+    playground.page.keyboard.press("Escape")
+    expect(playground.stats("a")).to_contain_text("stopped")
+    playground.send(FRENCH)
+    expect(playground.stats("merged")).to_contain_text("tok/s")
+    playground.page.keyboard.press("Escape")
+    expect(playground.stats("merged")).to_contain_text("stopped")
+    playground.slide("ties-lambda", 0.9)
+    playground.awaited(("merged",))
+    playground.part("merge").click()
+    head = playground.part("column-merged").locator(".head:not([data-old])")
+    expect(head).to_contain_text("tok/s")
+    playground.part("halt-merged").click()
+    playground.renewed("column-merged", re.compile("stopped"))
+    playground.option("Length", 8)
+    playground.ask(SUM, ("a",))
+    assert len(playground.answers("merged")) == 2
