@@ -17,6 +17,7 @@ from functools import partial  # after the environment is set, like all below
 
 from merging import MergeError, gpu, hub, pushing, readiness, templates
 from merging.library import budget, prepare
+from merging.threads import keep_freed_memory
 from merging.ui import LAUNCH, build, kept
 from merging.ui.look import EMBEDDED
 
@@ -25,6 +26,7 @@ try:
     budget("cpu")
 except MergeError as error:  # of a setting
     sys.exit(str(error))
+keep_freed_memory()
 kept.clean()
 pushing.clean()
 demo = build()

@@ -37,7 +37,7 @@ def cores() -> int:
 @contextmanager
 def pooled(device: str) -> Iterator[ThreadPoolExecutor]:
     """One thread a core, each on its own items; a GPU is driven by one."""
-    _keep_freed_memory()
+    keep_freed_memory()
     count = cores() if device == "cpu" else 1
     threads = torch.get_num_threads()
     if device == "cpu":
@@ -92,11 +92,12 @@ def over(
 
 
 @cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep what blocks free for the blocks that follow.
 
     It would give buffers of a megabyte back to the system at once, and zeroing fresh pages takes
-    five times as long as the arithmetic does. At most 64 MB a thread stay.
+    five times as long as the arithmetic does. At most 64 MB a heap stay, and heaps are bounded only
+    if this comes before there are many threads.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
