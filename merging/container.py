@@ -1,4 +1,5 @@
-"""What is left to this process of the machine, by its container or its owner: memory, cores, disk.
+"""What is left to this process of the machine, by its container or its owner: memory, cores, disk,
+and a folder of its own.
 
 It reads what the system and a Space say of themselves, and does not know what any of it is for.
 """
