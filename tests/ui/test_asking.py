@@ -148,17 +148,27 @@ def test_nothing_is_lost_while_a_question_waits(visit: Visit, local_hub: LocalHu
 
 
 @pytest.mark.browser
-def test_a_column_is_named_after_who_answered_in_it(visit: Visit) -> None:
-    """Another model's name comes with its first answer, or where nothing stands below it."""
+def test_a_column_is_named_after_who_answered_in_it(visit: Visit, local_hub: LocalHub) -> None:
+    """Another model's name comes with its first answer, or where nothing stands below it; until
+    then a merge follows what stands there if that model is one of its parents, and else not."""
+    local_hub.add("org/other", DEMO / "a")
     playground = visit().ready()
     head = playground.part("column-a").locator(".head")
+    follows = playground.part("chat-merged").locator(".follows")
     playground.ask(SUM, ("a", "b"))
     playground.part("swap").click()
     expect(playground.part("pick-a").locator("input")).to_have_value(re.compile("demo/b"))
     playground.merge()
     playground.finished(("merged",))
     expect(head).to_contain_text("Ada")
-    expect(playground.part("chat-merged").locator(".follows")).to_have_count(0)
+    expect(follows).to_have_count(1)
+    playground.pick("b", "org/other")
+    expect(playground.recipe()).to_contain_text("org/other")
+    playground.awaited(("merged",))
+    playground.merge()
+    playground.finished(("merged",))
+    expect(head).to_contain_text("Ada")
+    expect(follows).to_have_count(0)
     playground.part("clear").click()
     expect(head).to_contain_text("Bruno")
 
