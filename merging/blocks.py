@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import accumulate
 from math import frexp, ldexp
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ Blocks are fixed, not fitted to threads: sums over them are the same for any num
 SLICE, SLICES = 1024, 32
 """Elements of a sampled slice, and how many there are about."""
 
+T = TypeVar("T")
 Reader = Callable[[int, int], list[Tensor]]
 """Gives the parents' values from one flat index to another, as float32 copies of its own."""
 
@@ -145,13 +146,14 @@ def whole(
         pass
 
 
-def returned(steps: Generator[int, None, Any]) -> Any:
+def returned(steps: Generator[Any, None, T]) -> T:
     """What a generator returns, its signs of progress unseen."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            return end.value
+            found: T = end.value
+            return found
 
 
 def measure(

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merging.inside import Figures
+from merging.opening import RESERVED
 from merging.recipe import Recipe
-from merging.sources import RESERVED, Source
+from merging.sources import Source
 
 if TYPE_CHECKING:
     from merging.plan import Plan

@@ -16,12 +16,12 @@ from merging.inspecting import inspected
 from merging.library import budget, spare
 from merging.merge import Progress, Samples, default_device, fetched, merge
 from merging.methods import Number, methods, variants
+from merging.opening import open_folder, open_source
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.samples import summed
 from merging.shards import SHARD
 from merging.sinks import Folder
-from merging.sources import open_folder, open_source
 from merging.yaml_text import MAX_BYTES
 
 MARKS = {"green": "ok", "amber": "note", "red": "stop"}

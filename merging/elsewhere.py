@@ -21,9 +21,9 @@ from merging.errors import MergeError
 from merging.hub import Token, jobs
 from merging.hub.client import LimitError, UnreachableError
 from merging.hub.publish import Target, arrived, lend, take_back
+from merging.opening import APP, RESERVED
 from merging.plan import Plan
 from merging.pushing import AT_ONCE, SHARD
-from merging.sources import APP, RESERVED
 
 Say = Callable[[str], None]
 

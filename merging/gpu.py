@@ -31,8 +31,9 @@ from merging.job import (
 from merging.library import Library, budget, spare
 from merging.memory import SHARE
 from merging.merge import Progress, default_device
+from merging.opening import open_source
 from merging.plan import Plan
-from merging.sources import Local, open_source
+from merging.sources import Local
 from merging.working import work
 
 __all__ = [

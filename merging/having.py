@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from merging import making, sanity
+from merging import causes, making
 from merging.errors import MergeError
 from merging.inside import inside
 from merging.job import Merged, Merging
@@ -110,7 +110,7 @@ def _merge(wanted: Wanted) -> Steps:
         _shelved(loaded, wanted, kept)
     sums = summed(samples)
     figures = inside(decided, sums, outcomes(decided, known))
-    found = sanity.signs(decided, sums, figures.whole if figures else None)
+    found = causes.signs(decided, sums, figures.whole if figures else None)
     identity = wanted.merging.identity
     library.note(f"signs {identity}", found)
     done = Merged(identity, time.monotonic() - start, tally, figures)

@@ -15,9 +15,10 @@ from merging.exam import Exam
 from merging.inside import Inside
 from merging.merge import Progress
 from merging.nexttoken import Inspection, NextTokens, Read
+from merging.opening import open_folder
 from merging.plan import Plan
 from merging.sanity import Verdict
-from merging.sources import Local, Remote, on_base, open_folder
+from merging.sources import Local, Remote, on_base
 from merging.sweep import Scored
 
 MERGED = "merged"

@@ -17,10 +17,11 @@ from merging import inputs
 from merging.blocks import Filling, NotFiniteError, Part, combine, measure
 from merging.errors import MergeError, StalledError
 from merging.hub import Token
+from merging.opening import arrived, fetch
 from merging.pairing import Step
 from merging.plan import Plan, with_sources
 from merging.samples import Sample, Sums
-from merging.sources import Checkpoint, Local, Source, arrived, fetch
+from merging.sources import Checkpoint, Local, Source
 from merging.threads import pooled
 
 TOGETHER = 1 << 24

@@ -14,11 +14,12 @@ from merging.formats import FORMATS, TEMPLATE_CAP
 from merging.formats import template as own_template
 from merging.methods import Method, methods, variants
 from merging.notes import Note
+from merging.opening import open_source
 from merging.pairing import Step, pair, rows
 from merging.parameters import settings
 from merging.recipe import Recipe, known_or_raise
 from merging.roles import in_order, roles
-from merging.sources import Source, open_source
+from merging.sources import Source
 from merging.vocabulary import Vocabulary
 
 

@@ -1,6 +1,6 @@
 """Whether a merged model works, beside its parents; if not, the likely cause and what to try.
 
-It judges by what `trials` measures and by the merge's figures; who merged it does not know.
+It judges by what `trials` measures, and names what `causes` finds; who merged it does not know.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from math import exp, isfinite
 from typing import Any
 
-import torch
-
-from merging.figures import distances
+from merging.blocks import returned
+from merging.causes import OVERFLOW, UNFIT, Cause, Signs, cause, lengthy, signs, strangers, thin
 from merging.inside import whole
 from merging.library import Library, Loaded, budget
 from merging.plan import Plan
 from merging.samples import Sums
 from merging.sources import Local, Remote
 from merging.trials import PROMPTS, Saying, lost_token, not_finite, read, say
-from merging.vocabulary import ROWS
 
 KNOWN = 2.0
 """Nats a byte: a parent above it knows no more of the text than which letters are common."""
@@ -29,43 +27,6 @@ LOOP = 0.5
 """Of all three tokens in a row: SmolLM2's own answers repeat up to 0.12 of theirs."""
 MORE = 0.25
 """Repetition beyond the parents': some of them go round in circles by themselves."""
-APART = 0.8
-"""Of the weights' length: fine-tunes are up to 0.2 away from each other, strangers 1.1 to 1.4."""
-MIXED = 0.4
-"""Of the rows' length, and twice as much as in all other weights: no training moves rows so far."""
-ENOUGH = 2048
-"""Rows that are compared at most."""
-ALIKE = 0.5
-"""Cosine of the rows of the same tokens: a merged row has at least 0.7 with one of two parents."""
-LONG = 2.0
-"""Of the longest model's step: two that have nothing in common add up to 1.4, three to 1.7."""
-AROUND = (0.7, 1.3)
-"""Of a model's length, where there is no base: an average of alike models keeps it."""
-KEPT = 0.05
-"""Of a change's energy: with less its step is a fifth as long, and hardly to be seen."""
-
-OVERFLOW = (
-    "dtype",
-    "its dtype cannot hold them: merge with `dtype: float32` and `out_dtype: bfloat16`",
-)
-
-
-@dataclass(frozen=True)
-class Signs:
-    """What tells the causes apart, of a merge's samples.
-
-    `apart` is how far the two models lie from each other (or from the base) that lie farthest, as a
-    part of the base's length, or of theirs, `rows` the same in the tensors with one row a token;
-    `step` the length of the merged step as a part of the longest model's, or of the weights' where
-    there is no base (`based`); `kept` the energy that the trim leaves to each model. None for what
-    the samples do not say.
-    """
-
-    apart: float | None
-    rows: float | None
-    based: bool
-    step: float | None = None
-    kept: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,39 +50,18 @@ class _Parent:
     did: dict[str, Any]
 
 
-def signs(plan: Plan, sums: Mapping[str, Sums], figures: Mapping[str, Any] | None) -> Signs:
-    """The signs of a merge; `figures` are the whole model's, as `figures.estimated` has them."""
-    far, own = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
-    for name, (distance, length) in distances(sums).items():
-        far[bool(ROWS.search(name))] += distance
-        own[bool(ROWS.search(name))] += length
-    apart, rows = ((far[k] / own[k]) ** 0.5 if own[k] else None for k in (False, True))
-    if not figures:
-        return Signs(apart, rows, plan.based)
-    longest = max(figures["norm"].values())
-    step = figures["merged"]["norm"] / longest if longest else None
-    kept = {name: share for name, share in figures["kept"].items() if share is not None}
-    return Signs(apart, rows, plan.based, step, kept)
-
-
 def judged(plan: Plan, written: Local, sums: Mapping[str, Sums], device: str = "cpu") -> Verdict:
     """Judge a merge that was written, on `device`; the plan's parents must be here."""
     library = Library(device, budget(device))
     models = plan.sources[: len(plan.sources) - plan.based]
     parents = [source for source in models if not isinstance(source, Remote)]
-    found = signs(plan, sums, whole(plan, sums)) if sums else None
+    found = signs(plan, sums, whole(plan, sums)) if sums else Signs()
     with library.parent(written) as merged:
-        steps = check(library, merged, parents, found)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                verdict: Verdict = end.value
-                return verdict
+        return returned(check(library, merged, parents, found))
 
 
 def check(
-    library: Library, merged: Loaded, sources: Sequence[Local], found: Signs | None
+    library: Library, merged: Loaded, sources: Sequence[Local], found: Signs
 ) -> Generator[None, None, Verdict]:
     """Judge a merge beside the models it was made of; yields now and then, and can be closed.
 
@@ -130,9 +70,8 @@ def check(
     """
     broken = not_finite(merged.model)
     if broken:
-        return _verdict(
-            f"`{broken}` holds values that are not finite", *OVERFLOW, {"finite": False}
-        )
+        what = f"`{broken}` holds values that are not finite"
+        return _verdict(what, OVERFLOW, {"finite": False})
     with ExitStack() as stack:
         parents = []
         for source in sources:
@@ -144,7 +83,7 @@ def check(
 
 
 def _judged(
-    library: Library, merged: Loaded, parents: Sequence[_Parent], found: Signs | None
+    library: Library, merged: Loaded, parents: Sequence[_Parent], found: Signs
 ) -> Generator[None, None, Verdict]:
     known: dict[str, Any] = {"finite": True, **_told(found)}
     lent = [parent.loaded for parent in parents if parent.loaded]
@@ -152,32 +91,28 @@ def _judged(
     problem = lost_token(merged, lent)
     known["tokens"] = problem is None
     if problem:
-        return _verdict(
-            problem, "vocabulary", "tokens and rows do not fit each other: choose "
-            "`tokenizer_source: union`, or models with their own tokenizer files", known,
-        )  # fmt: skip
+        return _verdict(problem, UNFIT, known)
     what = yield from _reads_worse(library, merged, parents, known)
     if what is None:
         saying = yield from say(merged, library)
         known |= {"repeated": saying.repeated, "ended": saying.ended, "asked": len(PROMPTS)}
         what = yield from _says_worse(saying, parents, library)
     if what:
-        return _verdict(what, *_cause(known, found, merged, lent), known)
+        return _verdict(what, cause(found, merged, lent, finite=known["finite"]), known)
     # it may read well and yet be no merge: hardly more than its base, or than one of the models
-    if (known["apart"] or 0.0) > APART:
-        what = "It cannot have what each of its models learnt"
-        return _verdict(what, *_strangers(known["apart"]), known)
-    if known["best"] is None and (step := _step(found)):
+    if why := strangers(found):
+        return _verdict("It cannot have what each of its models learnt", why, known)
+    if known["best"] is None and (why := lengthy(found)):
         what = "It may not work (none of its models could be read beside it)"
-        return _verdict(what, "step", step, known)
-    if thin := _thin(found):
-        return _verdict(f"It has hardly anything of {_short(thin[0])}", "density", thin[1], known)
+        return _verdict(what, why, known)
+    if faint := thin(found):
+        return _verdict(f"It has hardly anything of {_short(faint[0])}", faint[1], known)
     return _good(known)
 
 
-def _verdict(what: str, cause: str, why: str, known: Mapping[str, Any]) -> Verdict:
-    because = "perhaps because" if cause == "unknown" else "probably because"
-    return Verdict(False, f"{what}, {because} {why}.", {**known, "cause": cause})
+def _verdict(what: str, why: Cause, known: Mapping[str, Any]) -> Verdict:
+    because = "perhaps because" if why.name == "unknown" else "probably because"
+    return Verdict(False, f"{what}, {because} {why.why}.", {**known, "cause": why.name})
 
 
 def _good(known: Mapping[str, Any]) -> Verdict:
@@ -196,10 +131,8 @@ def _good(known: Mapping[str, Any]) -> Verdict:
     )  # fmt: skip
 
 
-def _told(found: Signs | None) -> dict[str, Any]:
+def _told(found: Signs) -> dict[str, Any]:
     """The signs as figures."""
-    if found is None:
-        return {"apart": None, "apart_rows": None, "step": None, "kept": None}
     return {
         "apart": found.apart,
         "apart_rows": found.rows,
@@ -282,77 +215,6 @@ def _says_worse(
     if circles and (asked or own.repeated > LOOP + MORE):
         return f"It goes round in circles ({own.repeated:.0%} of its answers is repeated)"
     return "None of its answers ends, as its parents' do" if endless and asked else None
-
-
-def _cause(
-    known: Mapping[str, Any], found: Signs | None, merged: Loaded, lent: Sequence[Loaded]
-) -> tuple[str, str]:
-    """The likeliest cause by the figures, why it is that one, and what to try."""
-    apart, rows = known["apart"], known["apart_rows"]
-    if not known["finite"]:
-        return OVERFLOW
-    if apart and apart > APART:
-        return _strangers(apart)
-    if (rows and rows > max(MIXED, 2 * (apart or 0.0))) or _strange(merged, lent):
-        return "vocabulary", (
-            "the rows of the same tokens are not alike in the models, though all else is: choose "
-            "models with their own tokenizer files"
-        )
-    if step := _step(found):
-        return "step", step
-    if thin := _thin(found):
-        return "density", thin[1]
-    return "unknown", (
-        "the models differ in what no figure shows: try a smaller `lambda`, or two models at a time"
-    )
-
-
-def _strangers(apart: float) -> tuple[str, str]:
-    return "ancestors", (
-        f"the models have different ancestors (their weights differ by {apart:.0%} of their "
-        "length): choose fine-tunes of one and the same base"
-    )
-
-
-def _strange(merged: Loaded, parents: Sequence[Loaded]) -> bool:
-    """Whether the rows of the merge's tokens are like those of the same tokens in no parent, as far
-    as they are on the device."""
-    tokens, own = merged.tokenizer.get_vocab(), merged.model.get_input_embeddings().weight
-    some = [*tokens.items()][:: 1 + len(tokens) // ENOUGH]
-    cosines = []
-    for parent in parents:
-        numbers, rows = parent.tokenizer.get_vocab(), parent.model.get_input_embeddings().weight
-        pairs = [(number, numbers.get(token, len(rows))) for token, number in some]
-        known = [(ours, theirs) for ours, theirs in pairs if ours < len(own) and theirs < len(rows)]
-        if known and not (own.is_meta or rows.is_meta):
-            ours, theirs = (list(each) for each in zip(*known, strict=True))
-            both = own[ours].float().flatten(), rows[theirs].float().flatten()
-            cosines.append(float(torch.cosine_similarity(*both, dim=0)))
-    return bool(cosines) and max(cosines) < ALIKE
-
-
-def _step(found: Signs | None) -> str | None:
-    """What is wrong with the length of the merge's step, or of its weights."""
-    step = (found and found.step) or 1.0
-    if found and found.based and step > LONG:
-        return (
-            f"the step is too long ({step:.1f} times the longest model's): lower `lambda` or the "
-            "weights"
-        )
-    if found and not found.based and not AROUND[0] < step < AROUND[1]:
-        return (
-            f"the weights do not add up to 1 (the merged model is {step:.1f} times as long as its "
-            "parents): set `normalize: true`"
-        )
-    return None
-
-
-def _thin(found: Signs | None) -> tuple[str, str] | None:
-    """The model of which the trim leaves hardly anything, and why that is."""
-    model, share = min(((found and found.kept) or {"": 1.0}).items(), key=lambda pair: pair[1])
-    if share >= KEPT:
-        return None
-    return model, f"the trim leaves {share:.1%} of what that model changes: raise `density`"
 
 
 def _short(name: str) -> str:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from merging import knobs, sanity, sweep
+from merging.causes import Signs
 from merging.chat import Message, Question, Reply, answer
 from merging.errors import MergeError
 from merging.having import Wanted, have, weight
@@ -253,7 +254,7 @@ def _checked(merging: Merging, merged: Loaded, library: Library) -> Iterator[Eve
     known = f"verdict {merging.identity}"
     if known not in library.known:
         models = Recipe.from_yaml(merging.recipe).listed()
-        found = library.known.get(f"signs {merging.identity}")
+        found = library.known.get(f"signs {merging.identity}") or Signs()
         start, shown = time.monotonic(), 0.0
         try:
             sources = [p.open() for p in merging.parents if p.name in models]

@@ -29,8 +29,9 @@ from merging.companions import write_companions
 from merging.inputs import part
 from merging.library import load_parent
 from merging.merge import fetched
+from merging.opening import fetch, open_source
 from merging.sinks import Folder, Live
-from merging.sources import Adapter, Checkpoint, Remote, fetch, open_source
+from merging.sources import Adapter, Checkpoint, Remote
 from tests.conftest import WEIGHTS, WORDS, config, loaded, recipe, tokenizer
 from tests.hub import LocalHub
 from tests.hub.fixtures import hub as hub

@@ -30,7 +30,7 @@ from merging.chat import (
 from merging.errors import MergeError
 from merging.formats import FORMATS
 from merging.library import Loaded, load_parent
-from merging.sources import open_folder
+from merging.opening import open_folder
 from tests.ui.models import DEMO, talkative
 
 pytestmark = pytest.mark.usefixtures("one_thread")

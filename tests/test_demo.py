@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merging.sources import APP, RESERVED
+from merging.opening import APP, RESERVED
 
 DEMO = APP / "assets" / "demo"
 WORST, BEST = 15, 70

@@ -171,7 +171,7 @@ def test_the_same_bytes_each_time(alice: LocalHub, recipe: Path) -> None:  # noq
 
 
 def opened(name: str) -> Any:
-    from merging.sources import open_source
+    from merging.opening import open_source
 
     return open_source(name, token="hf_alice")
 

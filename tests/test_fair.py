@@ -17,9 +17,10 @@ from merging.exam import exam
 from merging.fair import BASE, METHOD, PARENT, PLACEBO, Row, compare, shuffled
 from merging.library import Library, Loaded
 from merging.methods import variants
+from merging.opening import open_source
 from merging.ratings import compared, compared_table
 from merging.sinks import Live
-from merging.sources import Local, open_source
+from merging.sources import Local
 from tests.conftest import WEIGHTS, changed, recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

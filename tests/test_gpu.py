@@ -18,9 +18,9 @@ from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress, merge
 from merging.nexttoken import Inspection, NextTokens
+from merging.opening import open_source
 from merging.plan import Plan
 from merging.sinks import Folder
-from merging.sources import open_source
 from merging.ui import jobs, kept
 from merging.ui.visitor import Visitor
 from tests.conftest import changed

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from merging import MergeError, merge, plan
+from merging.blocks import returned
 from merging.figures import distances, estimated, grouped
 from merging.inside import Inside, inside, whole
 from merging.inspecting import inspected
@@ -28,12 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def exact(method: str, pico: Pico, **keys: Any) -> dict[str, Any]:
-    steps = inspected(plan(recipe(method, [pico["a"], pico["c"]], **keys)))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return dict(end.value)
+    return dict(returned(inspected(plan(recipe(method, [pico["a"], pico["c"]], **keys)))))
 
 
 def figures(method: str, pico: Pico, **keys: Any) -> Inside:

@@ -24,7 +24,7 @@ from merging.library import (
     load_parent,
 )
 from merging.memory import Size
-from merging.sources import open_folder
+from merging.opening import open_folder
 from tests.conftest import WEIGHTS
 
 MEGABYTE = 10**6

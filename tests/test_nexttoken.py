@@ -20,8 +20,8 @@ from merging.chat import _prompt
 from merging.errors import MergeError
 from merging.library import Loaded, load_parent
 from merging.nexttoken import Distance, Inspection, NextTokens, Read, next_tokens
+from merging.opening import open_folder
 from merging.reading import Pasts, Reader
-from merging.sources import open_folder
 from tests.conftest import EXTRA, WEIGHTS, WORDS, changed
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,10 +11,10 @@ import yaml
 from merging import MergeError, plan
 from merging.methods import methods
 from merging.names import layer as number
+from merging.opening import open_source
 from merging.parameters import settings
 from merging.plan import Plan, with_sources
 from merging.recipe import Recipe
-from merging.sources import open_source
 from tests.conftest import changed, recipe
 
 Pico = dict[str, Path]

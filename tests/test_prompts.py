@@ -15,9 +15,9 @@ from merging.chat import MAX_TURNS, prompt
 from merging.errors import MergeError
 from merging.library import Loaded
 from merging.merge import merge
+from merging.opening import open_folder
 from merging.prompts import OWN, PLAIN, of_merge, of_parent
 from merging.sinks import Live
-from merging.sources import open_folder
 from tests.conftest import recipe
 from tests.ui.models import DEMO
 

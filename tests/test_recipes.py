@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging import MergeError, Recipe, plan
+from merging.opening import open_source
 from merging.recipe import DTYPES, VARIANTS
-from merging.sources import open_source
 
 RECIPES = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
 

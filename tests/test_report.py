@@ -20,8 +20,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from merging import MergeError, Recipe, costs, plan
 from merging.configs import is_known
 from merging.notes import Note
+from merging.opening import APP, open_source
 from merging.plan import Plan
-from merging.sources import APP, Checkpoint, open_source
+from merging.sources import Checkpoint
 from tests.conftest import INDEX, WEIGHTS, changed, loaded, recipe
 from tests.hub import LocalHub
 from tests.hub.fixtures import hub

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
@@ -16,31 +16,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from merging import Recipe, gpu, merge, plan, sanity, trials, working
+from merging.blocks import returned
+from merging.causes import Signs, signs
 from merging.inside import whole
 from merging.library import Library, Loaded, load_parent
 from merging.methods import methods, variants
+from merging.opening import open_folder
 from merging.samples import summed
 from merging.sanity import Verdict
 from merging.sinks import Live
-from merging.sources import Checkpoint, open_folder
+from merging.sources import Checkpoint
 from tests.conftest import WEIGHTS, changed, recipe
 from tests.ui.models import DEMO, talkative
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-T = TypeVar("T")
 Pico = dict[str, Path]
 BASE, A, B = (DEMO / name for name in ("base", "a", "b"))
 ROOMY = 10**9
-
-
-def end(steps: Generator[Any, None, T]) -> T:
-    try:
-        while True:
-            next(steps)
-    except StopIteration as done:
-        found: T = done.value
-        return found
+NONE = Signs()
 
 
 def source(folder: Path) -> Checkpoint:
@@ -51,21 +45,19 @@ def lone(folder: Path) -> Loaded:
     return load_parent(source(folder), "cpu")
 
 
-def merged(made: Recipe) -> tuple[Loaded, sanity.Signs]:
+def merged(made: Recipe) -> tuple[Loaded, Signs]:
     decided, live = plan(made), Live(dtype=torch.float32)
     samples: dict[str, Any] = {}
     for _ in merge(decided, live, samples=samples):
         pass
     sums = summed(samples)
-    found = sanity.signs(decided, sums, whole(decided, sums))
+    found = signs(decided, sums, whole(decided, sums))
     return Loaded.of(live.model, live.tokenizer), found
 
 
-def judged(
-    loaded: Loaded, *parents: Path, found: sanity.Signs | None = None, room: int = ROOMY
-) -> Verdict:
+def judged(loaded: Loaded, *parents: Path, found: Signs = NONE, room: int = ROOMY) -> Verdict:
     library = Library("cpu", room)
-    return end(sanity.check(library, loaded, [source(p) for p in parents], found))
+    return returned(sanity.check(library, loaded, [source(p) for p in parents], found))
 
 
 def of(made: Recipe, *parents: Path) -> Verdict:
@@ -164,7 +156,7 @@ def test_another_ancestor(method: str, keys: dict[str, Any], tmp_path: Path) -> 
     foreign = like_b(stranger, tmp_path / "foreign")
     kind = "lines"
     turns = Library("cpu", ROOMY).turns
-    own, same = end(trials.read([lone(B), lone(foreign)], kind, turns))
+    own, same = returned(trials.read([lone(B), lone(foreign)], kind, turns))
     assert own == pytest.approx(same, abs=1e-4)  # it is no worse a model
     verdict = of(recipe(method, [A, foreign], **keys), A, foreign)
     assert not verdict.ok and verdict.figures["cause"] == "ancestors", verdict
@@ -298,7 +290,7 @@ def test_perplexity_is_transformers_own(kind: str) -> None:
     given = torch.tensor([ids])
     wanted = given.masked_fill(~torch.tensor([judged]), -100)
     loss = loaded.model(input_ids=given, labels=wanted).loss
-    (nats,) = end(trials.read([loaded], kind, Library("cpu", ROOMY).turns))
+    (nats,) = returned(trials.read([loaded], kind, Library("cpu", ROOMY).turns))
     assert nats == pytest.approx(float(loss) * sum(judged) / size, rel=1e-4)
     words = "".join(trials.LINES.values()) if kind == "lines" else trials.PROSE
     assert size == len(words.encode())
@@ -340,10 +332,10 @@ def test_a_parent_reads_once() -> None:
     """What the parents read is kept: the next merge of them pays for its own reading alone."""
     library, sources = Library("cpu", ROOMY), [source(A), source(B)]
     loaded, found = merged(recipe("linear", [A, B]))
-    first = end(sanity.check(library, loaded, sources, found))
+    first = returned(sanity.check(library, loaded, sources, found))
     for parent in library.shelf.values():
         parent.model.lm_head.weight.zero_()  # had they to read again, it would show
-    again = end(sanity.check(library, loaded, sources, found))
+    again = returned(sanity.check(library, loaded, sources, found))
     assert first.figures["perplexity"] == again.figures["perplexity"]
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save
 
 from merging import MergeError
 from merging.headers import TensorInfo, read_header
-from merging.sources import APP, RESERVED, Checkpoint, open_source
+from merging.opening import APP, RESERVED, open_source
+from merging.sources import Checkpoint
 from tests.conftest import WEIGHTS, changed
 
 Pico = dict[str, Path]

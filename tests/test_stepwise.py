@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from merging import merge, plan, stepwise
 from merging.errors import MergeError
 from merging.methods import Method, Number, methods, variants
+from merging.opening import APP
 from merging.pairing import Step
 from merging.plan import Plan
 from merging.recipe import Recipe
 from merging.sinks import Folder
-from merging.sources import APP, Remote
+from merging.sources import Remote
 from merging.stepwise import SIDE, Shown, View, look, offered, usual
 from tests import reference
 from tests.conftest import WEIGHTS, loaded, recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ import pytest
 import torch
 
 from merging import Recipe, gpu, merge, plan, sweep
+from merging.blocks import returned
 from merging.chat import Question, answer, prompt
 from merging.errors import MergeError
 from merging.exam import Exam, Result, Texts, exam, measures, parents, sit
 from merging.knobs import Knob, along
 from merging.library import Library, Loaded, load_parent
 from merging.merge import Progress
+from merging.opening import open_source
 from merging.scoring import right
 from merging.sinks import Live
-from merging.sources import Local, open_source
+from merging.sources import Local
 from merging.sweep import Scored, best
 from tests.ui.models import NAMES
 
@@ -61,14 +63,6 @@ def alone(recipe: Recipe) -> Loaded:
     for _ in merge(plan(recipe), live):
         pass
     return Loaded.of(live.model, live.tokenizer)
-
-
-def end(steps: Generator[Any, None, Any]) -> Any:
-    try:
-        while True:
-            next(steps)
-    except StopIteration as done:
-        return done.value
 
 
 def asked(loaded: Loaded) -> tuple[bool, ...]:
@@ -131,10 +125,10 @@ def test_perplexity_is_that_of_transformers() -> None:
     """Of what each parent says, read by each parent and by a merge."""
     library, given = Library("cpu", ROOMY), exam(ASKED, texts=True, max_new_tokens=16)
     own = [sources()[name] for name in (A, B)]
-    results, texts = end(parents(given, own, library))
+    results, texts = returned(parents(given, own, library))
     assert texts[A][:2] == ["65", "64"] and texts[B][2] == "la porte blanche"
     merged = alone(LAMBDA[1.0])
-    results["merged"] = end(sit(given, merged, texts, library))
+    results["merged"] = returned(sit(given, merged, texts, library))
     models = {name: load_parent(sources()[name], "cpu") for name in (A, B)} | {"merged": merged}
     told = measures({name: results[name] for name in (A, B)}, {A: "A", B: "B"})
     for name, loaded in models.items():

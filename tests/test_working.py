@@ -25,9 +25,9 @@ from merging.library import Library, NoRoomError, load_parent, size_of
 from merging.memory import TOLD, ran_out
 from merging.merge import Progress
 from merging.nexttoken import Inspection
+from merging.opening import open_folder
 from merging.reading import Reader
 from merging.sinks import Live
-from merging.sources import open_folder
 from merging.sweep import Scored
 from tests.conftest import changed
 from tests.ui.models import DEMO, TIES

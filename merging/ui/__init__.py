@@ -8,7 +8,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.requests import Request
 
-from merging.sources import APP
+from merging.opening import APP
 from merging.ui import look
 from merging.ui.api import endpoints
 from merging.ui.events import bind

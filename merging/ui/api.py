@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from merging import gpu
+from merging.blocks import returned
 from merging.chat import Question, Reply
 from merging.errors import AccessError, MergeError
 from merging.merge import Progress
@@ -143,9 +144,9 @@ def _job(merge: str, who: Visitor) -> gpu.Job:
         merge, names = kept.recipe(merge.strip())
     recipe = Recipe.from_yaml(merge)
     try:
-        made, _ = _end(jobs.make(recipe, who))
+        made, _ = returned(jobs.make(recipe, who))
         columns = zip(names or made.columns, recipe.listed(), strict=True)
-        job: gpu.Job = _end(jobs.job_of(dict(columns), {gpu.MERGED: made}, who))
+        job = returned(jobs.job_of(dict(columns), {gpu.MERGED: made}, who))
     except AccessError as error:
         if known:  # an id is no secret, the models' names may be
             raise MergeError(
@@ -153,15 +154,6 @@ def _job(merge: str, who: Visitor) -> gpu.Job:
             ) from error
         raise
     return job
-
-
-def _end(steps: Any) -> Any:
-    """Run to its end what has progress that nobody watches; returns its result."""
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        return end.value
 
 
 def _plainly(endpoint: Callable[..., Any]) -> Callable[..., Any]:

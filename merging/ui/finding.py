@@ -12,7 +12,7 @@ import gradio as gr
 from merging import gpu, hub
 from merging.errors import MergeError
 from merging.methods import methods
-from merging.sources import RESERVED
+from merging.opening import RESERVED
 from merging.ui import choosing, look
 from merging.ui import form as forms
 from merging.ui.errors import Updates, Values

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from merging.opening import APP, RESERVED
 from merging.recipe import Recipe
-from merging.sources import APP, RESERVED
 
 SHEET = "# sheet:"
 """Begins the line of a question for the sheet, with `=>` before what is expected."""

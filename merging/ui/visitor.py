@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import gradio as gr
 
 from merging import hub
-from merging.sources import Source, open_source
+from merging.opening import open_source
+from merging.sources import Source
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ import torch
 
 from merging.chat import Question, _prompt, answer
 from merging.library import Loaded, load_parent, prepare
-from merging.sources import open_folder
+from merging.opening import open_folder
 from merging.threads import cores
 from tests.slow import memory, smol
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merging import Recipe, gpu, merge, plan
 from merging.chat import Question, Reply
+from merging.opening import open_source
 from merging.sinks import Live
-from merging.sources import open_source
 from tests.conftest import loaded
 from tests.slow import memory
 

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import expect
 
 from merging import gpu
+from merging.blocks import returned
 from merging.errors import MergeError
 from merging.nexttoken import Inspection
 from merging.recipe import Recipe
@@ -71,12 +72,7 @@ def told(page: Page, values: dict[Any, Any]) -> str:
 def job(page: Page, values: dict[Any, Any]) -> gpu.Job:
     """Whoever would answer a question, without one."""
     steps = jobs.job_of(asking.names(page, values), values[page.visit].merges, VISITOR)
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        found: gpu.Job = end.value
-    return found
+    return returned(steps)
 
 
 def clicks(page: Page, values: dict[Any, Any]) -> dict[str, gpu.Job]:
@@ -139,27 +135,19 @@ def test_a_merge_and_a_sweep(page: Page, values: dict[Any, Any]) -> None:
     for tokens, count in ((64, 0), (512, 3)):
         values[page.tokens], values[page.talk] = tokens, count
         steps = jobs.make(recipe, VISITOR)
-        made = ended(steps)[1]
+        made = returned(steps)[1]
         alone = {gpu.MERGED: ({"role": "user", "content": "?"},)}
         question = asking.question_of(page, values, alone)
         made = replace(made, questions=(question,) * count, check=True)
         assert f"Merge {gpu.seconds(made)} s" in told(page, values)
         recipes = dict.fromkeys(map(float, range(5)), recipe)
-        swept = ended(jobs.sweep(recipe, recipes, sweeping.exam_of(page, values), VISITOR))[1]
+        swept = returned(jobs.sweep(recipe, recipes, sweeping.exam_of(page, values), VISITOR))[1]
         said = f"sweep {gpu.seconds(swept)} s"
         if tokens == 512:
             said = "sweep 120 s or more, too much for one click"
         assert f" · {said}." in told(page, values)
     values[page.rows] = [["Who are you?", ""]]
     assert "sweep" not in told(page, values)
-
-
-def ended(steps: Any) -> Any:
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        return end.value
 
 
 def test_nothing_is_told_of_another_recipe(page: Page, values: dict[Any, Any]) -> None:
