@@ -16,7 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads take cor
 from functools import partial  # after the environment is set, like all below
 
 from merging import MergeError, gpu, hub, pushing, readiness, templates
-from merging.library import budget, prepare
+from merging.library import budget
+from merging.loading import prepare
 from merging.threads import keep_freed_memory
 from merging.ui import LAUNCH, build, kept
 from merging.ui.look import EMBEDDED

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from merging.figures import distances
-from merging.library import Loaded
+from merging.loading import Loaded
 from merging.plan import Plan
 from merging.samples import Sums
 from merging.vocabulary import ROWS

@@ -21,7 +21,7 @@ from transformers import (
 
 from merging import templates
 from merging.errors import MergeError
-from merging.library import Loaded
+from merging.loading import Loaded
 from merging.reading import Pasts, Reader
 from merging.threads import cores
 from merging.turns import Turns

@@ -12,7 +12,7 @@ import torch
 
 from merging import elsewhere, hub
 from merging.blocks import BLOCK, NotFiniteError, Work, slices, whole
-from merging.library import chat_dtype, size_of
+from merging.loading import chat_dtype, size_of
 from merging.machines import advice
 from merging.memory import TOLD, Size, size, ways
 from merging.notes import Note

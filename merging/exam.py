@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from merging.chat import Message, Question
 from merging.errors import MergeError
-from merging.library import Library, Loaded
+from merging.library import Library
+from merging.loading import Loaded
 from merging.merge import Progress
 from merging.scoring import right
 from merging.sources import Local

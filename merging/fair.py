@@ -15,7 +15,8 @@ from torch import Tensor
 from merging.errors import MergeError
 from merging.exam import Exam, Result, Texts, parents, sit
 from merging.knobs import method_of
-from merging.library import Library, Loaded
+from merging.library import Library
+from merging.loading import Loaded
 from merging.making import made, size_of
 from merging.merge import Progress
 from merging.methods import Method, Number, methods, variants

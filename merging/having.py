@@ -12,7 +12,8 @@ from merging import causes, making
 from merging.errors import MergeError
 from merging.inside import inside
 from merging.job import Merged, Merging
-from merging.library import Library, Loaded, load_parent, size_of
+from merging.library import Library
+from merging.loading import Loaded, load_parent, size_of
 from merging.memory import Size, size
 from merging.merge import Progress, outcomes
 from merging.plan import Plan, plan

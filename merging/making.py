@@ -7,7 +7,8 @@ from collections.abc import Generator, Mapping
 
 import torch
 
-from merging.library import Library, Loaded, chat_dtype, in_parts
+from merging.library import Library
+from merging.loading import Loaded, chat_dtype, in_parts
 from merging.merge import Numbers, Progress, Samples, merge
 from merging.plan import Plan
 from merging.sinks import Live

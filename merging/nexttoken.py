@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merging.chat import MAX_CHARACTERS, MAX_NEW_TOKENS, Message, Question, context, prompt
 from merging.errors import MergeError
-from merging.library import Loaded
+from merging.loading import Loaded
 from merging.reading import Pasts, Reader
 
 CHOICES = 5

@@ -13,7 +13,7 @@ from typing import Any
 from merging.chat import Message, context, prompt
 from merging.companions import copy_companions, write_companions
 from merging.errors import MergeError
-from merging.library import Loaded
+from merging.loading import Loaded
 from merging.plan import Plan
 from merging.sources import Source
 

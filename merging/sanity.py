@@ -12,7 +12,8 @@ from typing import Any
 from merging.blocks import returned
 from merging.causes import OVERFLOW, UNFIT, Cause, Signs, cause, lengthy, signs, strangers, thin
 from merging.inside import whole
-from merging.library import Library, Loaded, budget
+from merging.library import Library, budget
+from merging.loading import Loaded
 from merging.plan import Plan
 from merging.samples import Sums
 from merging.sources import Local, Remote

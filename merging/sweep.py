@@ -10,7 +10,8 @@ from typing import Any
 
 from merging.exam import Exam, Result, Texts, parents, sit, worth
 from merging.knobs import parents_of
-from merging.library import Library, Loaded
+from merging.library import Library
+from merging.loading import Loaded
 from merging.making import made, size_of
 from merging.merge import Progress
 from merging.plan import plan

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from merging.chat import Message, Question, Reply, answer, context, prompt
 from merging.errors import MergeError
-from merging.library import Library, Loaded
+from merging.library import Library
+from merging.loading import Loaded
 from merging.reading import Pasts, Reader
 from merging.turns import Turns
 

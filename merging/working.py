@@ -18,7 +18,8 @@ from merging.chat import Message, Question, Reply, answer
 from merging.errors import MergeError
 from merging.having import Wanted, have, weight
 from merging.job import Asking, Event, Job, Merged, Merging, Place, Sweeping
-from merging.library import Library, Loaded, NoRoomError, size_of
+from merging.library import Library, NoRoomError
+from merging.loading import Loaded, size_of
 from merging.machines import advice
 from merging.memory import ALONE, TOLD, Size, ran_out
 from merging.merge import Progress

@@ -27,7 +27,7 @@ from merging import merge as merging
 from merging.adapters import quantised
 from merging.companions import write_companions
 from merging.inputs import part
-from merging.library import load_parent
+from merging.loading import load_parent
 from merging.merge import fetched
 from merging.opening import fetch, open_source
 from merging.sinks import Folder, Live

@@ -29,7 +29,7 @@ from merging.chat import (
 )
 from merging.errors import MergeError
 from merging.formats import FORMATS
-from merging.library import Loaded, load_parent
+from merging.loading import Loaded, load_parent
 from merging.opening import open_folder
 from tests.ui.models import DEMO, talkative
 

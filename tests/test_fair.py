@@ -15,7 +15,8 @@ from merging import Recipe, fair, merge, methods, plan
 from merging.errors import MergeError
 from merging.exam import exam
 from merging.fair import BASE, METHOD, PARENT, PLACEBO, Row, compare, shuffled
-from merging.library import Library, Loaded
+from merging.library import Library
+from merging.loading import Loaded
 from merging.methods import variants
 from merging.opening import open_source
 from merging.ratings import compared, compared_table

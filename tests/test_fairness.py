@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from merging import chat
 from merging.chat import Question, Reply, _prompt, answer
-from merging.library import Loaded
+from merging.loading import Loaded
 from tests.conftest import WORDS
 from tests.decoders import build, tuned
 from tests.test_chat import no_more_than

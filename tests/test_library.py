@@ -14,15 +14,8 @@ import pytest
 import torch
 
 from merging.errors import MergeError
-from merging.library import (
-    FINDINGS,
-    Library,
-    Loaded,
-    NoRoomError,
-    budget,
-    chat_dtype,
-    load_parent,
-)
+from merging.library import FINDINGS, Library, NoRoomError, budget
+from merging.loading import Loaded, chat_dtype, load_parent
 from merging.memory import Size
 from merging.opening import open_folder
 from tests.conftest import WEIGHTS

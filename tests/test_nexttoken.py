@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from merging import nexttoken
 from merging.chat import _prompt
 from merging.errors import MergeError
-from merging.library import Loaded, load_parent
+from merging.loading import Loaded, load_parent
 from merging.nexttoken import Distance, Inspection, NextTokens, Read, next_tokens
 from merging.opening import open_folder
 from merging.reading import Pasts, Reader

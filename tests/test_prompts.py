@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from merging import plan
 from merging.chat import MAX_TURNS, prompt
 from merging.errors import MergeError
-from merging.library import Loaded
+from merging.loading import Loaded
 from merging.merge import merge
 from merging.opening import open_folder
 from merging.prompts import OWN, PLAIN, of_merge, of_parent

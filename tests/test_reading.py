@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from merging import reading
 from merging.chat import Question, Reply, _prompt, answer
-from merging.library import READ, Library, Loaded
+from merging.library import READ, Library
+from merging.loading import Loaded
 from merging.reading import Pasts, Reader
 from tests.conftest import WORDS, tokenizer
 from tests.decoders import GROUPED, build

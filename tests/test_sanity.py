@@ -19,7 +19,8 @@ from merging import Recipe, gpu, merge, plan, sanity, trials, working
 from merging.blocks import returned
 from merging.causes import Signs, signs
 from merging.inside import whole
-from merging.library import Library, Loaded, load_parent
+from merging.library import Library
+from merging.loading import Loaded, load_parent
 from merging.methods import methods, variants
 from merging.opening import open_folder
 from merging.samples import summed

@@ -19,7 +19,8 @@ from merging.chat import Question, answer, prompt
 from merging.errors import MergeError
 from merging.exam import Exam, Result, Texts, exam, measures, parents, sit
 from merging.knobs import Knob, along
-from merging.library import Library, Loaded, load_parent
+from merging.library import Library
+from merging.loading import Loaded, load_parent
 from merging.merge import Progress
 from merging.opening import open_source
 from merging.scoring import right

@@ -21,7 +21,8 @@ from merging.chat import Question, Reply, answer
 from merging.errors import MergeError
 from merging.exam import exam
 from merging.knobs import Knob, along
-from merging.library import Library, NoRoomError, load_parent, size_of
+from merging.library import Library, NoRoomError
+from merging.loading import load_parent, size_of
 from merging.memory import TOLD, ran_out
 from merging.merge import Progress
 from merging.nexttoken import Inspection

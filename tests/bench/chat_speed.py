@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anyw
 import torch
 
 from merging.chat import Question, _prompt, answer
-from merging.library import Loaded, load_parent, prepare
+from merging.loading import Loaded, load_parent, prepare
 from merging.opening import open_folder
 from merging.threads import cores
 from tests.slow import memory, smol

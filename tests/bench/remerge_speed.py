@@ -46,7 +46,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from merging import Recipe, gpu, plan
-from merging.library import prepare
+from merging.loading import prepare
 from merging.threads import cores
 from tests.slow import smol
 

@@ -13,7 +13,7 @@ from typing import Any
 from merging import Recipe, chat, gpu, plan
 from merging.chat import Question, Reply
 from merging.errors import MergeError
-from merging.library import prepare
+from merging.loading import prepare
 
 ROOT = Path(__file__).parents[2]
 RECIPE = (ROOT / "assets" / "recipes" / "01-demo-ties.yaml").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 
 from merging import gpu
 from merging.errors import MergeError
-from merging.library import prepare
+from merging.loading import prepare
 from tests.zero.device import NEXT, Answer
 
 SOMEONE = base64.urlsafe_b64encode(json.dumps({"user": "someone"}).encode()).decode().rstrip("=")

@@ -14,7 +14,7 @@ from typing import Any
 from merging import Recipe, gpu, plan
 from merging.chat import Question, Reply
 from merging.errors import MergeError
-from merging.library import prepare
+from merging.loading import prepare
 
 ROOT = Path(__file__).parents[2]
 TIES = (ROOT / "assets" / "recipes" / "01-demo-ties.yaml").read_text(encoding="utf-8")
