@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from merging import templates
+from merging.conversation import Message, check, context, prompt
 from merging.errors import MergeError
 from merging.loading import Loaded
 from merging.reading import Pasts, Reader
@@ -27,12 +27,6 @@ from merging.threads import cores
 from merging.turns import Turns
 
 MAX_NEW_TOKENS = 1024
-MAX_CONTEXT = 4096
-"""Tokens of prompt and answer together, whatever a model could take."""
-MAX_CHARACTERS = 16_000
-"""Of one message."""
-MAX_TURNS = 20
-"""Questions of a history that are still read."""
 TICK = 0.08
 """Seconds between two looks at what the columns have said."""
 HEARTBEAT = 1.0
@@ -41,8 +35,6 @@ TOP_K = 50
 """Likeliest tokens that `generate` samples from where a model's own settings do not say."""
 PIECE = 512
 """Tokens of a prompt that are read in one go: others wait so long, and so does Stop."""
-
-Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -67,24 +59,12 @@ class Question:
         if not 0 <= self.seed < 2**63:
             raise MergeError(f"Seed {self.seed} is out of range: choose 0 to {2**63 - 1}.")
         for messages in self.conversations.values():
-            _check(messages)
+            check(messages)
         return replace(
             self,
             seed=int(self.seed),
             max_new_tokens=min(max(1, int(self.max_new_tokens)), MAX_NEW_TOKENS),
         )
-
-
-def _check(messages: Sequence[Message]) -> None:
-    if not all(isinstance(m["content"], str) for m in messages):
-        raise MergeError("The question must be text: write something to ask.")
-    longest = max((len(m["content"]) for m in messages), default=0)
-    if longest > MAX_CHARACTERS:
-        raise MergeError(
-            f"A message has {longest:,} characters, and {MAX_CHARACTERS:,} are read: shorten it."
-        )
-    if not messages or not messages[-1]["content"].strip():
-        raise MergeError("The question is empty: write something to ask.")
 
 
 @dataclass(frozen=True)
@@ -247,71 +227,6 @@ class _Column:
             self.new = scores.argmax(-1, keepdim=True)
         self.ids = torch.cat([self.ids, self.new], dim=1)
         return int(self.new)
-
-
-def context(model: Any) -> int:
-    """Tokens that a model reads here, prompt and answer together."""
-    return min(getattr(model.config, "max_position_embeddings", MAX_CONTEXT), MAX_CONTEXT)
-
-
-def prompt(name: str, loaded: Loaded, given: Sequence[Message]) -> tuple[list[int], bool]:
-    """Token numbers of a conversation, and whether it is whole: the oldest questions are left out
-    where there are too many, or too little of the model's context would be left for an answer.
-    """
-    messages = list(given)
-    while _turns(messages) > MAX_TURNS:
-        messages = _without_oldest(messages)
-    ids = _prompt(name, loaded.tokenizer, messages)
-    while _turns(messages) > 1 and len(ids) >= context(loaded.model) * 3 // 4:
-        messages = _without_oldest(messages)
-        ids = _prompt(name, loaded.tokenizer, messages)
-    return ids, len(messages) == len(given)
-
-
-def _prompt(name: str, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token numbers of a conversation by the model's own template, or a plain one."""
-    template = tokenizer.chat_template
-    if isinstance(template, dict):  # several, by name
-        template = template.get("default")
-    if not template:
-        lines = [f"{m['role'].capitalize()}: {m['content']}\n" for m in messages]
-        return _ids(tokenizer("".join(lines) + "Assistant:"))
-    tokens = tokenizer.special_tokens_map
-    for attempt in (messages, _folded(messages)):
-        try:
-            text = templates.render(template, attempt, tokens=tokens, name=name)
-        except templates.RefusedError as error:
-            problem = error
-        else:
-            return _ids(tokenizer(text, add_special_tokens=False))
-    raise MergeError(
-        f"The chat template of {name} refuses this conversation ({problem}): start anew, "
-        "choose `chat_template: chatml` in the recipe, or another model."
-    )
-
-
-def _ids(encoded: Any) -> list[int]:
-    ids: list[int] = encoded["input_ids"]
-    return ids
-
-
-def _folded(messages: Sequence[Message]) -> list[Message]:
-    """For templates without a system role: the system prompt at the head of the first question."""
-    if not messages or messages[0]["role"] != "system" or len(messages) < 2:
-        return list(messages)
-    system, first, *rest = messages
-    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
-
-
-def _turns(messages: Sequence[Message]) -> int:
-    return sum(m["role"] == "user" for m in messages)
-
-
-def _without_oldest(messages: Sequence[Message]) -> list[Message]:
-    """The conversation without its first question and what was said to it."""
-    system = [m for m in messages[:1] if m["role"] == "system"]
-    asked = [i for i, m in enumerate(messages) if m["role"] == "user"]
-    return [*system, *messages[asked[1] :]]
 
 
 def _end_tokens(settings: Any, tokenizer: Any) -> frozenset[int]:

@@ -9,7 +9,8 @@ from functools import partial
 from math import exp
 from typing import TypeVar
 
-from merging.chat import Message, Question
+from merging.chat import Question
+from merging.conversation import Message, with_system
 from merging.errors import MergeError
 from merging.library import Library
 from merging.loading import Loaded
@@ -76,8 +77,7 @@ def exam(
             "No question says what is expected of its answer: write it, or score on what the "
             "parents say."
         )
-    head = ({"role": "system", "content": system},) if system.strip() else ()
-    questions = tuple((*head, {"role": "user", "content": q}) for q, _ in rows)
+    questions = tuple(with_system(system, [{"role": "user", "content": q}]) for q, _ in rows)
     if texts:  # the likeliest tokens, since they stand for the parent
         return Exam(questions, (), min(max_new_tokens, TEXT))
     return Exam(questions, tuple(e for _, e in rows), max_new_tokens, temperature, seed)

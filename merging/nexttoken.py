@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.chat import MAX_CHARACTERS, MAX_NEW_TOKENS, Message, Question, context, prompt
+from merging.chat import MAX_NEW_TOKENS, Question
+from merging.conversation import MAX_CHARACTERS, Message, context, prompt
 from merging.errors import MergeError
 from merging.loading import Loaded
 from merging.reading import Pasts, Reader

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merging.chat import Message, context, prompt
 from merging.companions import copy_companions, write_companions
+from merging.conversation import Message, context, prompt
 from merging.errors import MergeError
 from merging.loading import Loaded
 from merging.plan import Plan

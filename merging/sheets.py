@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merging.chat import MAX_CHARACTERS
+from merging.conversation import MAX_CHARACTERS
 from merging.errors import MergeError
 from merging.yaml_text import MAX_BYTES
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.chat import Message, Question, Reply, answer, context, prompt
+from merging.chat import Question, Reply, answer
+from merging.conversation import Message, context, prompt
 from merging.errors import MergeError
 from merging.library import Library
 from merging.loading import Loaded

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from merging import knobs, sanity, sweep
 from merging.causes import Signs
-from merging.chat import Message, Question, Reply, answer
+from merging.chat import Question, Reply, answer
+from merging.conversation import Message
 from merging.errors import MergeError
 from merging.having import Wanted, have, weight
 from merging.job import Asking, Event, Job, Merged, Merging, Place, Sweeping

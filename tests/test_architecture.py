@@ -1,8 +1,9 @@
-"""The direction in which files may import each other, as `.importlinter` has it."""
+"""The direction in which files may import each other, and the tree that README.md shows."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,17 +29,17 @@ def test_the_flow_goes_one_way() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_wrong_import_is_found(tmp_path: Path) -> None:
-    """The linter is no rubber stamp: a file that imports upwards breaks the first contract."""
-    package = tmp_path / "pack"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "high.py").write_text("")
-    (package / "low.py").write_text("import pack.high\n")
-    contracts = tmp_path / ".importlinter"
-    contracts.write_text(
-        "[importlinter]\nroot_package = pack\n[importlinter:contract:flow]\nname = flow\n"
-        "type = layers\nlayers =\n    pack.high\n    pack.low\n"
-    )
-    done = lint(contracts, tmp_path)
-    assert done.returncode == 1 and "pack.low -> pack.high" in done.stdout
+def test_the_tree_of_the_readme_is_the_package() -> None:
+    """Every file of the package has its line in README.md, in its folder, and no other has one."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
+    block = tree.split("```")[1]
+    told, folders = set[str](), list[str]()
+    for indent, name in re.findall(r"^( *)([\w./]+)  +\S", block, re.M):
+        folders = folders[: len(indent) // 2]
+        if name.endswith("/"):
+            folders.append(name)
+        elif folders and folders[0] == "merging/":
+            told.add("".join(folders) + name)
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "merging").rglob("*.py")}
+    own = {path for path in told | there if path.endswith("__init__.py")}  # a folder's own line
+    assert told - own == there - own

@@ -17,16 +17,8 @@ import torch
 from transformers import AutoTokenizer
 
 from merging import chat
-from merging.chat import (
-    MAX_CHARACTERS,
-    MAX_NEW_TOKENS,
-    MAX_TURNS,
-    Question,
-    Reply,
-    _prompt,
-    answer,
-    prompt,
-)
+from merging.chat import MAX_NEW_TOKENS, Question, Reply, answer
+from merging.conversation import MAX_CHARACTERS, MAX_TURNS, prompt, tokens_of
 from merging.errors import MergeError
 from merging.formats import FORMATS
 from merging.loading import Loaded, load_parent
@@ -82,7 +74,7 @@ def ask(
 
 def generated(loaded: Loaded, words: str, tokens: int, **options: Any) -> str:
     """What transformers says to the same prompt."""
-    prompt = torch.tensor([_prompt("a", loaded.tokenizer, said(words))])
+    prompt = torch.tensor([tokens_of("a", loaded.tokenizer, said(words))])
     out = loaded.model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
         pad_token_id=0, **options,
@@ -251,7 +243,7 @@ def test_too_long_a_question(demo: dict[str, Loaded]) -> None:
 def test_answer_ends_at_the_context(talkers: dict[str, Loaded]) -> None:
     """Prompt and answer together are never longer than what the model reads."""
     words = "I am Ada. " * 190
-    prompt = len(_prompt("a", talkers["a"].tokenizer, said(words)))
+    prompt = len(tokens_of("a", talkers["a"].tokenizer, said(words)))
     reply = ask({"a": talkers["a"]}, said(words), max_new_tokens=1000)["a"]
     assert reply.tokens == 1024 - prompt
     assert reply.ended == "length limit"
@@ -302,7 +294,7 @@ def model_with(tmp_path: Path, template: str | list[dict[str, str]] | None) -> L
 def test_plain_prompt_without_template(tmp_path: Path) -> None:
     """A model without a template reads roles and lines."""
     loaded = model_with(tmp_path, None)
-    read = loaded.tokenizer.decode(_prompt("a", loaded.tokenizer, said("Who are you?")))
+    read = loaded.tokenizer.decode(tokens_of("a", loaded.tokenizer, said("Who are you?")))
     assert read.replace(" ", "") == "User:Whoareyou?\nAssistant:"
     assert ask({"a": loaded}, said("Who are you?"), max_new_tokens=4)["a"].tokens > 0
 
@@ -311,9 +303,9 @@ def test_one_of_several_templates(tmp_path: Path) -> None:
     """Of several the model reads the one named default; without one, roles and lines."""
     named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "Who are you?"}]
     loaded = model_with(tmp_path / "with", named)
-    assert loaded.tokenizer.decode(_prompt("a", loaded.tokenizer, said("Hi"))) == "Who are you?"
+    assert loaded.tokenizer.decode(tokens_of("a", loaded.tokenizer, said("Hi"))) == "Who are you?"
     loaded = model_with(tmp_path / "without", named[:1])
-    assert "User" in loaded.tokenizer.decode(_prompt("a", loaded.tokenizer, said("Hi")))
+    assert "User" in loaded.tokenizer.decode(tokens_of("a", loaded.tokenizer, said("Hi")))
 
 
 TALKS = (
@@ -335,7 +327,7 @@ def test_prompts_are_transformers_own(
             tokenizers[-1].chat_template = written
     for tokenizer in tokenizers:
         theirs = tokenizer.apply_chat_template(list(talk), add_generation_prompt=True)
-        assert _prompt("a", tokenizer, talk) == theirs["input_ids"]
+        assert tokens_of("a", tokenizer, talk) == theirs["input_ids"]
 
 
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -367,7 +359,7 @@ def test_template_that_refuses_a_system_prompt(tmp_path: Path) -> None:
     """The system prompt then stands at the head of the first question."""
     loaded = model_with(tmp_path, NO_SYSTEM)
     messages = [{"role": "system", "content": "Be kind."}, *said("Who are you?")]
-    read = loaded.tokenizer.decode(_prompt("a", loaded.tokenizer, messages))
+    read = loaded.tokenizer.decode(tokens_of("a", loaded.tokenizer, messages))
     assert "Be kind.\n\nWho are you?" in read
     assert "<system>" not in read
 

@@ -14,7 +14,7 @@ import torch
 
 from merging import costs, elsewhere, merge, plan
 from merging import hub as ours
-from merging.chat import MAX_CONTEXT
+from merging.conversation import MAX_CONTEXT
 from merging.costs import Costs, way
 from merging.library import READ
 from merging.machines import MACHINES

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from merging import chat
-from merging.chat import Question, Reply, _prompt, answer
+from merging.chat import Question, Reply, answer
+from merging.conversation import tokens_of
 from merging.loading import Loaded
 from tests.conftest import WORDS
 from tests.decoders import build, tuned
@@ -67,7 +68,7 @@ def ask(trio: Mapping[str, Loaded], **options: Any) -> dict[str, Reply]:
 
 
 def prompt(name: str, loaded: Loaded) -> torch.Tensor:
-    return torch.tensor([_prompt(name, loaded.tokenizer, asked(LENGTHS[name]))])
+    return torch.tensor([tokens_of(name, loaded.tokenizer, asked(LENGTHS[name]))])
 
 
 def generated(name: str, loaded: Loaded, **options: Any) -> list[int]:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from merging import nexttoken
-from merging.chat import _prompt
+from merging.conversation import tokens_of
 from merging.errors import MergeError
 from merging.loading import Loaded, load_parent
 from merging.nexttoken import Distance, Inspection, NextTokens, Read, next_tokens
@@ -64,7 +64,7 @@ def last(events: Iterator[Read | NextTokens]) -> NextTokens:
 @torch.inference_mode()
 def rows(loaded: Loaded, answer: str = ANSWER, said: Spoken = ASKED) -> list[dict[str, float]]:
     """Probabilities by token, after the prompt and each further token, in one pass."""
-    prompt = _prompt("a", loaded.tokenizer, said)
+    prompt = tokens_of("a", loaded.tokenizer, said)
     ids = loaded.tokenizer(answer, add_special_tokens=False)["input_ids"]
     scores = loaded.model(torch.tensor([prompt + ids]), use_cache=False).logits[0].double()
     names = loaded.tokenizer.convert_ids_to_tokens(range(scores.shape[1]))
@@ -218,7 +218,7 @@ def test_what_was_read_is_not_read_again(loaded: dict[str, Loaded]) -> None:
     """With prompts that are known, the same is seen, and only the answer is read."""
     pasts = Pasts(10**9)
     for model in loaded.values():
-        ids = _prompt("a", model.tokenizer, ASKED)
+        ids = tokens_of("a", model.tokenizer, ASKED)
         reader = Reader.of(model.model)
         with torch.inference_mode():
             reader.read(torch.tensor([ids]))
@@ -267,7 +267,7 @@ def test_it_can_be_stopped_between_pieces(
 def test_an_answer_is_cut_at_the_context(loaded: dict[str, Loaded]) -> None:
     """Of an answer that is longer than the model reads, what it reads is seen."""
     seen = look(loaded, "w5 " * 80, position=10**6)
-    prompt = len(_prompt("a", loaded["a"].tokenizer, ASKED))
+    prompt = len(tokens_of("a", loaded["a"].tokenizer, ASKED))
     assert len(seen.tokens) == seen.position == 64 - prompt
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from merging import plan
-from merging.chat import MAX_TURNS, prompt
+from merging.conversation import MAX_TURNS, prompt
 from merging.errors import MergeError
 from merging.loading import Loaded
 from merging.merge import merge

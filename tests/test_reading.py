@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from merging import reading
-from merging.chat import Question, Reply, _prompt, answer
+from merging.chat import Question, Reply, answer
+from merging.conversation import tokens_of
 from merging.library import READ, Library
 from merging.loading import Loaded
 from merging.reading import Pasts, Reader
@@ -161,7 +162,7 @@ def test_a_conversation_is_read_once(kind: str, model: Any) -> None:
     for turn in range(4):
         asked = " ".join(WORDS[n] for n in words(4 + turn, turn))
         messages.append({"role": "user", "content": asked})
-        prompt = _prompt("a", loaded.tokenizer, messages)
+        prompt = tokens_of("a", loaded.tokenizer, messages)
         with lengths(model) as seen:
             reply = last(Question({"a": messages}, 8), loaded, pasts)
         out = model.generate(

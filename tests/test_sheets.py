@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from merging.chat import MAX_CHARACTERS
+from merging.conversation import MAX_CHARACTERS
 from merging.errors import MergeError
 from merging.sheets import open_sheet, read
 from merging.yaml_text import MAX_BYTES

@@ -15,7 +15,8 @@ import torch
 
 from merging import Recipe, gpu, merge, plan, sweep
 from merging.blocks import returned
-from merging.chat import Question, answer, prompt
+from merging.chat import Question, answer
+from merging.conversation import prompt
 from merging.errors import MergeError
 from merging.exam import Exam, Result, Texts, exam, measures, parents, sit
 from merging.knobs import Knob, along

@@ -3,8 +3,7 @@
 Every handler takes the page and the values of its inputs, by component, and gives updates.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from secrets import randbelow, randbits
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from merging import gpu
-from merging.chat import Message, Question, Reply
+from merging.chat import Question, Reply
 from merging.errors import MergeError
 from merging.merge import Progress
 from merging.recipe import Recipe
@@ -22,6 +21,8 @@ from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.page import Page
+from merging.ui.progress import undone
+from merging.ui.settings import how_asked, idle, names, question_of
 from merging.ui.transcript import Exchange
 from merging.ui.visit import CLEARED, Visit
 from merging.ui.visitor import Visitor
@@ -236,76 +237,15 @@ def _put(  # noqa: PLR0913  # an exchange's parts
 ) -> tuple[Visit, tuple[Question, ...]]:  # fmt: skip
     """The visit with the first of these questions put to columns, and what is to be asked."""
     slots, coming = (*parents, *merges), texts[1:]
-    visit = visit.put(Exchange(texts[0], settings(page, values), parents, merges), slots, ballot)
+    visit = visit.put(Exchange(texts[0], how_asked(page, values), parents, merges), slots, ballot)
     later = [{"role": "user", "content": text} for text in coming]
     talks = [{s: (*visit.said[s], *later[:n]) for s in slots} for n in range(len(texts))]
     return replace(visit, coming=coming), tuple(question_of(page, values, t) for t in talks)
 
 
-def idle(page: Page, values: Values) -> Visit:
-    """The visit. Raises MergeError while columns answer, in the chat or in the question sheet."""
-    values[page.sheet].idle()
-    visit: Visit = values[page.visit].idle()
-    return visit
-
-
-def question_of(page: Page, values: Values, talks: Mapping[str, Sequence[Message]]) -> Question:
-    """A question by the page's settings."""
-    system = values[page.system]
-    talks = {slot: with_system(system, messages) for slot, messages in talks.items()}
-    return Question(talks, **_sampling(page, values))
-
-
-def _sampling(page: Page, values: Values) -> dict[str, Any]:
-    return {
-        "max_new_tokens": int(values[page.tokens] or 256),
-        "temperature": float(values[page.temperature] or 0),
-        "seed": int(values[page.seed] or 0),
-    }
-
-
-def settings(page: Page, values: Values) -> dict[str, Any]:
-    """How the models are asked, for whoever reads it later."""
-    system = (values[page.system] or "").strip()
-    return _sampling(page, values) | ({"system": system} if system else {})
-
-
 def _notice(page: Page, event: gpu.Event) -> Updates:
     notice = getattr(event, "notice", None)
     return {page.status: look.hint(notice)} if notice else {}
-
-
-def followed(page: Page, steps: Any, where: str) -> Any:
-    """Show the progress of steps in the page's `where`; returns what the steps return."""
-    with closing(steps):
-        try:
-            while True:
-                yield {getattr(page, where): look.progress(next(steps))}
-        except StopIteration as end:
-            return end.value
-
-
-def undone(page: Page, before: Visit, steps: Any, where: str) -> Any:
-    """The same for a visit that is marked as busy meanwhile: where they fail it is as before."""
-    try:
-        return (yield from followed(page, steps, where))
-    except Exception:
-        yield {page.visit: before}
-        raise
-
-
-def names(page: Page, values: Values) -> dict[str, str]:
-    """The model of each parent's column; the base's only where it is wanted."""
-    picked = {slot: values[picker] for slot, picker in page.form.pickers.items()}
-    return {
-        s: name for s, name in picked.items() if name and (s != "base" or values[page.show_base])
-    }
-
-
-def with_system(system: str | None, messages: Sequence[Message]) -> tuple[Message, ...]:
-    if not (system or "").strip():
-        return tuple(messages)
-    return ({"role": "system", "content": str(system)}, *messages)
 
 
 def _told(event: gpu.Merged) -> str:

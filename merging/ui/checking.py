@@ -12,9 +12,9 @@ import gradio as gr
 from merging import gpu
 from merging.sanity import Verdict
 from merging.ui import jobs, look
-from merging.ui.asking import followed
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.page import Page
+from merging.ui.progress import followed
 from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
 

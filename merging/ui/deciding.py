@@ -14,10 +14,12 @@ from merging import gpu
 from merging.errors import MergeError
 from merging.merge import Progress
 from merging.nexttoken import Choice, Distance, Inspection, NextTokens, Read
-from merging.ui import asking, jobs, look
+from merging.ui import jobs, look
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.page import Page
+from merging.ui.progress import followed
+from merging.ui.settings import idle, names
 from merging.ui.visit import PARENTS
 from merging.ui.visitor import Visitor
 
@@ -39,13 +41,13 @@ class Looked:
 @shows_errors("looked_status")
 def look_into(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Have all models read the merged model's last answer, from its first token on."""
-    visit = asking.idle(page, values)
+    visit = idle(page, values)
     reply = visit.replies.get(gpu.MERGED)
     if visit.ballot:
         raise MergeError("This would say which answer is the merged model's: vote first.")
     if visit.made is None or reply is None or not reply.text:
         raise MergeError("There is no answer of the merged model yet: press Merge, and ask.")
-    models = asking.names(page, values)
+    models = names(page, values)
     messages = visit.given(gpu.MERGED, values[page.system] or "")
     talks = dict.fromkeys((*models, *visit.merges), messages)
     inspection = Inspection(talks, reply.text, gpu.MERGED)
@@ -58,14 +60,14 @@ def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     looked: Looked | None = values[page.looked_into]
     if looked is None:
         raise MergeError("There is nothing to choose from yet: look into an answer first.")
-    asking.idle(page, values)
+    idle(page, values)
     inspection = replace(looked.inspection, position=int(values[page.token]) - 1)
     yield from _looked(page, visitor, replace(looked, inspection=inspection))
 
 
 def _looked(page: Page, visitor: Visitor, looked: Looked) -> Iterator[Updates]:
     steps = jobs.job_of(looked.models, looked.merges, visitor)
-    job = yield from asking.followed(page, steps, "looked_status")
+    job = yield from followed(page, steps, "looked_status")
     for event in jobs.run(replace(job, inspection=looked.inspection)):
         if isinstance(event, Progress):
             yield {page.looked_status: look.progress(event)}

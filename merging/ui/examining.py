@@ -16,10 +16,12 @@ from merging import gpu
 from merging.chat import Reply
 from merging.errors import MergeError
 from merging.merge import Progress
-from merging.ui import asking, jobs, look, results, sheet, transcript
+from merging.ui import jobs, look, results, sheet, transcript
 from merging.ui.columns import SLOTS
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.page import Page
+from merging.ui.progress import followed
+from merging.ui.settings import how_asked, idle, names, question_of
 from merging.ui.sheet import Sheet
 from merging.ui.visitor import Visitor
 
@@ -46,25 +48,23 @@ def offer(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 @shows_errors("sheet_status")
 def run(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Ask every question of all columns, in one job; what was answered before stands till then."""
-    visit = asking.idle(page, values)
+    visit = idle(page, values)
     if visit.ballot:
         raise MergeError("This would say who answers how: vote first.")
     rows, before = sheet.read(values[page.rows] or ()), values[page.sheet]
-    parents, merges = asking.names(page, values), visit.merges
+    parents, merges = names(page, values), visit.merges
     slots = [slot for slot in SLOTS if slot in parents or slot in merges]
     if not slots:
         raise MergeError("Nobody is here to ask: choose a model, or press Merge.")
     yield {page.sheet: replace(before, running=True)}
     try:
-        job = yield from asking.followed(
-            page, jobs.job_of(parents, merges, visitor), "sheet_status"
-        )
+        job = yield from followed(page, jobs.job_of(parents, merges, visitor), "sheet_status")
     except Exception:
         yield {page.sheet: before}
         raise
     alone = [({"role": "user", "content": text},) for text, _ in rows]
-    asked = [asking.question_of(page, values, dict.fromkeys(slots, said)) for said in alone]
-    found = sheet.new(rows, asking.settings(page, values), parents, merges, slots)
+    asked = [question_of(page, values, dict.fromkeys(slots, said)) for said in alone]
+    found = sheet.new(rows, how_asked(page, values), parents, merges, slots)
     yield from _answered(page, found, replace(job, questions=tuple(asked)))
 
 

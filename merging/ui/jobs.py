@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from merging import costs, gpu, hub
-from merging.chat import Message
+from merging.conversation import Message
 from merging.errors import MergeError
 from merging.exam import Exam
 from merging.merge import Progress, bring, fetched

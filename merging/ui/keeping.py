@@ -16,10 +16,10 @@ from merging.pushing import push, target
 from merging.recipe import Recipe
 from merging.sinks import Folder
 from merging.ui import kept, look
-from merging.ui.asking import followed
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.page import Page
+from merging.ui.progress import followed
 from merging.ui.visitor import Visitor
 
 

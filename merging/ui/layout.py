@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from merging import gpu
-from merging.chat import MAX_CHARACTERS
+from merging.conversation import MAX_CHARACTERS
 from merging.ui import form as forms
 from merging.ui import look, panels
 from merging.ui.columns import SLOTS, booth, column

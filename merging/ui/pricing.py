@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from merging import gpu
 from merging.errors import MergeError
-from merging.ui import asking, look, sheet, sweeping
+from merging.ui import look, sheet, sweeping
 from merging.ui.errors import Updates, Values
 from merging.ui.page import Page
+from merging.ui.settings import names
 from merging.ui.visitor import Visitor
 
 CHARACTERS = 4
@@ -35,7 +36,7 @@ def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # 
 
 def _asked(page: Page, values: Values) -> gpu.Bill:
     """Of the columns that would answer, and all that their merges are made of."""
-    parents, sizes = asking.names(page, values).values(), values[page.sizes]
+    parents, sizes = names(page, values).values(), values[page.sizes]
     merges = dict(values[page.merges])
     within = {name for own in merges.values() for name in own}
     beside = {values[page.pins].get(name, name) for name in parents} - within

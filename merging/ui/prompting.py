@@ -9,10 +9,11 @@ import gradio as gr
 
 from merging.errors import MergeError
 from merging.prompts import Prompt
-from merging.ui import asking, jobs, look
+from merging.ui import jobs, look
 from merging.ui.columns import SLOTS, Given
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.page import Page
+from merging.ui.progress import followed
 from merging.ui.visit import Visit
 from merging.ui.visitor import Visitor
 
@@ -28,7 +29,7 @@ def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     merges = {slot: made for slot, made in visit.merges.items() if slot in given}
     models = {s: visit.models[s] for s in given if s not in merges and s in visit.models}
     steps = jobs.job_of(models, merges, visitor)
-    job = yield from asking.followed(page, steps, "given_status")
+    job = yield from followed(page, steps, "given_status")
     yield {page.given_status: look.hint("Reading templates …")}
     found = dict(jobs.prompts(job, given))
     blocks: Updates = {}  # all at once: what is shown bit by bit loses its text on the way

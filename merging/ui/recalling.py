@@ -15,6 +15,8 @@ from merging.ui import asking, choosing, history, jobs, look, showing
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.history import Past
 from merging.ui.page import Page
+from merging.ui.progress import undone
+from merging.ui.settings import idle
 from merging.ui.visit import PINNED, Visit
 from merging.ui.visitor import Visitor
 
@@ -51,13 +53,13 @@ def draw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 @shows_errors("past_status")
 def pin(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Put one into the pinned column, where it answers the last question if merges do so."""
-    before, past = asking.idle(page, values), _chosen(page, values)
+    before, past = idle(page, values), _chosen(page, values)
     if before.ballot:
         raise MergeError("This would say which answer is whose: vote first.")
     own = replace(visitor, pins={**visitor.pins, **past.pins})
     yield {page.visit: replace(before, asking=True)}
     steps = jobs.make(past.written(), own)
-    made, _ = yield from asking.undone(page, before, steps, "past_status")
+    made, _ = yield from undone(page, before, steps, "past_status")
     visit = before.beside(made)
     told = look.hint(f"{past.name} stands beside the merged model.")
     yield showing.stage(page, visit, values) | {page.past_status: told}
@@ -69,7 +71,7 @@ def pin(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 @shows_errors("past_status")
 def chat(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Make one the merged model again, at the commits of then; its recipe goes into the form."""
-    asking.idle(page, values)
+    idle(page, values)
     past = _chosen(page, values)
     text, pins = past.written().to_yaml(), {**visitor.pins, **past.pins}
     filled = {page.preset: None, page.why: "", page.pins: pins, page.past_status: ""}

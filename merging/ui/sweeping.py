@@ -17,11 +17,13 @@ from merging.merge import Progress
 from merging.ratings import Curve
 from merging.recipe import Recipe
 from merging.sweep import Scored
-from merging.ui import asking, choosing, curves, jobs, look, sheet, transcript
+from merging.ui import choosing, curves, jobs, look, sheet, transcript
 from merging.ui import form as forms
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.page import Page
+from merging.ui.progress import followed
+from merging.ui.settings import how_asked
 from merging.ui.visitor import Visitor
 
 TEXTS = "texts"
@@ -73,7 +75,7 @@ def run(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     low, high = (float(values[part] or 0) for part in (page.low, page.high))
     recipes = along(recipe, knob, low, high, int(values[page.count] or 0))
     steps = jobs.sweep(recipe, recipes, exam_of(page, values), visitor)
-    made, job = yield from asking.followed(page, steps, "swept_status")
+    made, job = yield from followed(page, steps, "swept_status")
     if gpu.granted() and gpu.seconds(job) >= gpu.most():
         raise MergeError(
             f"This would take {gpu.most()} s of GPU time or more, which is the most that one "
@@ -151,7 +153,7 @@ def save(page: Page, visitor: Visitor, values: Values, kind: str) -> Iterator[Up
 def exam_of(page: Page, values: Values) -> Exam:
     """What is scored. Raises MergeError where nothing can be."""
     asked = sheet.read(values[page.rows] or ())
-    how = asking.settings(page, values)
+    how = how_asked(page, values)
     return exam(asked, texts=values[page.scored_on] == TEXTS, **how)
 
 

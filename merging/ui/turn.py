@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from merging.ui import asking, look
+from merging.ui import look
 from merging.ui.errors import Handler, Updates, Values, shows_errors
 from merging.ui.page import Page
+from merging.ui.settings import idle
 from merging.ui.visitor import Visitor
 
 MERGING: dict[str, Any] = {"concurrency_id": "merging", "concurrency_limit": 4}
@@ -30,7 +31,7 @@ def in_turn(where: str, handler: Handler, *, waits: bool = False) -> Handler:
 
     @shows_errors(where)
     def begun(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-        asking.idle(page, values)
+        idle(page, values)
         with page.pending.request(visitor, waits=waits) as (others, end):
             for told in waiting(others):
                 yield {getattr(page, where): look.hint(told)}

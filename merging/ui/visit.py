@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from merging import gpu
 from merging.chat import Reply
+from merging.conversation import with_system
 from merging.errors import MergeError
 from merging.inside import Inside
 from merging.ui.blind import Ballot, Vote
@@ -214,8 +215,7 @@ class Visit:
             if slot in each.models or slot in each.merges or made in each.merges.values():
                 system = each.settings.get("system", "")
                 break
-        head = ({"role": "system", "content": system},) if system.strip() else ()
-        return (*head, *messages[: asked[-1] + 1]) if asked else ()
+        return with_system(system, messages[: asked[-1] + 1]) if asked else ()
 
     def _followed(self) -> Mapping[tuple[str, str], tuple[Part, ...]]:
         """The merged model's last answer beside those of the parents who were asked the same."""

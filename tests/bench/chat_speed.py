@@ -42,7 +42,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anyw
 
 import torch
 
-from merging.chat import Question, _prompt, answer
+from merging.chat import Question, answer
+from merging.conversation import tokens_of
 from merging.loading import Loaded, load_parent, prepare
 from merging.opening import open_folder
 from merging.threads import cores
@@ -98,7 +99,7 @@ class First:
 def generate(models: Mapping[str, Loaded], tokens: int) -> Seen:
     start, firsts, texts, count = time.monotonic(), [], [], 0
     for loaded in models.values():
-        ids = torch.tensor([_prompt("model", loaded.tokenizer, ASKED)])
+        ids = torch.tensor([tokens_of("model", loaded.tokenizer, ASKED)])
         streamer = First()
         out = loaded.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,

@@ -15,6 +15,7 @@ from merging.ui import asking, examining, jobs, kept, sheet
 from merging.ui.errors import FAULT, Handler
 from merging.ui.layout import layout
 from merging.ui.page import Page
+from merging.ui.settings import idle
 from merging.ui.turn import in_turn
 from merging.ui.visitor import Visitor
 from tests.ui.models import NAMES, TIES
@@ -70,6 +71,6 @@ def test_nothing_stays_under_way(  # noqa: PLR0913  # four of them say what brea
         shown |= updates
     assert FAULT in shown[getattr(page, where)]
     assert "no such luck" in caplog.text
-    assert asking.idle(page, shown)  # or it refuses whatever is pressed next
+    assert idle(page, shown)  # or it refuses whatever is pressed next
     assert shown[page.question] == SUM
     assert not page.pending.requests

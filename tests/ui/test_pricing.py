@@ -21,6 +21,7 @@ from merging.recipe import Recipe
 from merging.ui import asking, choosing, comparing, jobs, look, pricing, sweeping
 from merging.ui.layout import layout
 from merging.ui.page import Page
+from merging.ui.settings import names, question_of
 from merging.ui.visitor import Visitor
 from tests.hub import LocalHub
 from tests.ui.models import TIES
@@ -71,7 +72,7 @@ def told(page: Page, values: dict[Any, Any]) -> str:
 
 def job(page: Page, values: dict[Any, Any]) -> gpu.Job:
     """Whoever would answer a question, without one."""
-    steps = jobs.job_of(asking.names(page, values), values[page.visit].merges, VISITOR)
+    steps = jobs.job_of(names(page, values), values[page.visit].merges, VISITOR)
     return returned(steps)
 
 
@@ -79,7 +80,7 @@ def clicks(page: Page, values: dict[Any, Any]) -> dict[str, gpu.Job]:
     """The jobs of clicks, by what they are called."""
     asked, tokens = job(page, values), values[page.tokens]
     talks = dict.fromkeys(asked.answering, ({"role": "user", "content": "?"},))
-    question = asking.question_of(page, values, talks)
+    question = question_of(page, values, talks)
     silent = dict.fromkeys(asked.answering, ())
     looking = Inspection(silent, "x" * pricing.CHARACTERS * tokens, gpu.MERGED)
     return {
@@ -137,7 +138,7 @@ def test_a_merge_and_a_sweep(page: Page, values: dict[Any, Any]) -> None:
         steps = jobs.make(recipe, VISITOR)
         made = returned(steps)[1]
         alone = {gpu.MERGED: ({"role": "user", "content": "?"},)}
-        question = asking.question_of(page, values, alone)
+        question = question_of(page, values, alone)
         made = replace(made, questions=(question,) * count, check=True)
         assert f"Merge {gpu.seconds(made)} s" in told(page, values)
         recipes = dict.fromkeys(map(float, range(5)), recipe)

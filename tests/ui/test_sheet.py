@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from merging import gpu
-from merging.chat import MAX_CHARACTERS, Reply
+from merging.chat import Reply
+from merging.conversation import MAX_CHARACTERS
 from merging.errors import MergeError
 from merging.ui import examining, results, sheet
 from merging.ui.jobs import Made
