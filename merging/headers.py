@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from merging.errors import MergeError
+from merging.hub.repo import ADAPTER, INDEX, SINGLE
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -27,8 +28,6 @@ HEADER_CAP = 25_000_000
 """Bytes; the largest header that safetensors itself reads."""
 SIZE_CAP, RANK_CAP = 2**63 - 1, 64
 """Elements, zeros not counted, and dimensions: what torch can hold, if only empty."""
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
 SPARE = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|\.(inv_freq|masked_bias)$")
 """What an index may name and no file have."""
 SMALL_CAP = 20_000_000

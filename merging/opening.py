@@ -15,9 +15,6 @@ from typing import Any
 from merging import hub
 from merging.errors import AccessError, MergeError
 from merging.headers import (
-    ADAPTER,
-    INDEX,
-    SINGLE,
     SMALL_CAP,
     TensorInfo,
     joined,
@@ -25,6 +22,7 @@ from merging.headers import (
     read_json,
     weight_files,
 )
+from merging.hub.repo import ADAPTER, INDEX, SINGLE
 from merging.recipe import ModelRef
 from merging.sources import Checkpoint, Local, Remote, Source, is_adapter, on_base
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from merging.errors import MergeError
 from merging.headers import DTYPES
+from merging.hub.repo import SINGLE
 
 if TYPE_CHECKING:
     from merging.pairing import Step
@@ -42,7 +43,7 @@ def cut(steps: Sequence[Step], limit: int) -> dict[str, list[Step]]:
         groups[-1].append(step)
         used += size
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
+        return {SINGLE: groups[0]}
     count = len(groups)
     return {f"model-{i:05}-of-{count:05}.safetensors": g for i, g in enumerate(groups, 1)}
 

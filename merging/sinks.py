@@ -17,18 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from merging import hub
+from merging import hub, locks
 from merging.building import after, build, mould
 from merging.companions import write_companions
 from merging.errors import MergeError, StalledError
+from merging.hub.repo import INDEX
 from merging.inside import whole
 from merging.samples import Sample, summed
 from merging.shards import SHARD, Shard, cut, holds, size_of
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once are the user's own care
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -181,8 +177,7 @@ class Folder:
     def let_go(self) -> None:
         """Nothing is written any more: another run may have the folder."""
         if self.hold not in (None, NO_LOCK):
-            fcntl.flock(self.hold, fcntl.LOCK_UN)  # closing is not enough where a child has it too
-            os.close(self.hold)
+            locks.let_go(self.hold)
         self.hold = None
 
     def write_index(self) -> None:
@@ -191,7 +186,7 @@ class Folder:
             return
         index = {"metadata": {"total_size": self.plan.size}, "weight_map": self.file_of}
         text = json.dumps(index, indent=2)
-        (self.partial / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        (self.partial / INDEX).write_text(text, encoding="utf-8")
 
 
 def _alone(folder: Path) -> int:
@@ -199,20 +194,20 @@ def _alone(folder: Path) -> int:
 
     Raises MergeError if another run has it: both would fill the same files.
     """
-    if fcntl is None:
+    if not locks.THERE:
         return NO_LOCK
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = locks.lock(handle, alone=True)
     except BlockingIOError as error:
         os.close(handle)
         raise MergeError(
             f"{folder} is being written by another run of this merge: wait for its end."
         ) from error
-    except OSError:  # a file system without locks
-        os.close(handle)
-        return NO_LOCK
-    return handle
+    if locked:
+        return handle
+    os.close(handle)
+    return NO_LOCK
 
 
 @contextmanager

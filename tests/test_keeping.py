@@ -26,6 +26,7 @@ from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from merging import hub as ours
+from merging import locks
 from merging.errors import MergeError
 from merging.hub import client, keeping
 from tests.hub import LocalHub
@@ -531,7 +532,7 @@ def test_without_leases_nothing_is_removed(
     publish: Callable[..., ours.Repo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a system has none, what is in use cannot be known."""
-    monkeypatch.setattr(keeping, "fcntl", None)
+    monkeypatch.setattr(locks, "THERE", False)
     monkeypatch.setenv("MERGING_CACHE_GB", "0.001")
     one, two = publish("org/one"), publish("org/two")
     with ours.using(["org/one"]):

@@ -102,16 +102,22 @@ def pieces(response: Any, id: str) -> Iterator[bytes]:
 
 
 def patiently(
-    attempt: Callable[[], T], stop: threading.Event | None = None, attempts: int = ATTEMPTS
+    attempt: Callable[[], T],
+    stop: threading.Event | None = None,
+    attempts: int = ATTEMPTS,
+    longest: float = SHORT,
 ) -> T:
-    """What `attempt` returns, tried again where the Hub could not be reached or asks to wait."""
+    """What `attempt` returns, tried again where the Hub could not be reached or asks to wait.
+
+    `longest`: seconds of a wait that is asked for. Raises CancelledError once `stop` is set.
+    """
     waiting, failures = stop or threading.Event(), 0
     while True:
         try:
             return attempt()
         except (UnreachableError, LimitError) as error:
             failures += 1
-            if waiting.wait(pause(error, failures, attempts)):
+            if waiting.wait(pause(error, failures, attempts, longest)):
                 raise CancelledError from None
 
 

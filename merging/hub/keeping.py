@@ -16,14 +16,10 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
+from merging import locks
 from merging.errors import MergeError
 from merging.hub.cache import allowed, disk, locked, storage
 from merging.hub.repo import Repo
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing can be leased there, so nothing is removed
-    fcntl = None  # type: ignore[assignment]
 
 MARKER = ".merging"
 """In a storage folder: the checksums of the files that this app fetched; its time, the last use."""
@@ -231,8 +227,7 @@ def _lease(folder: Path) -> Iterator[None]:
         if handle is not None:
             with suppress(OSError):
                 os.utime(handle)
-            fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a child has it too
-            os.close(handle)
+            locks.let_go(handle)
             if fresh and not _sizes(folder / "blobs"):  # nothing was fetched after all
                 with _taken(folder) as free:
                     if free:
@@ -241,7 +236,7 @@ def _lease(folder: Path) -> Iterator[None]:
 
 def _shared(folder: Path) -> int | None:
     """The marker, made if need be, under a shared lock; None where there is no such thing."""
-    while fcntl is not None:
+    while locks.THERE:
         try:
             (folder / "snapshots").mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / MARKER, os.O_RDWR | os.O_CREAT, 0o664)
@@ -249,9 +244,7 @@ def _shared(folder: Path) -> int | None:
             continue
         except OSError:  # a cache that is only read
             return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH)
-        except OSError:  # a file system without locks
+        if not locks.lock(handle, alone=False, wait=True):
             os.close(handle)
             return None
         if os.fstat(handle).st_nlink:
@@ -264,9 +257,6 @@ def _shared(folder: Path) -> int | None:
 @contextmanager
 def _taken(folder: Path) -> Iterator[bool]:
     """Whether nobody uses a repo, and nobody begins to until this ends."""
-    if fcntl is None:
-        yield False
-        return
     try:
         handle = os.open(folder / MARKER, os.O_RDWR)
     except OSError:
@@ -276,17 +266,14 @@ def _taken(folder: Path) -> Iterator[bool]:
         alone = _locked(handle) and bool(os.fstat(handle).st_nlink)
         yield alone and not _strangers(folder) and not _busy(folder)
     finally:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_UN)  # as in _lease
-        os.close(handle)
+        locks.let_go(handle)
 
 
 def _locked(handle: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        return locks.lock(handle, alone=True)
+    except BlockingIOError:
         return False
-    return True
 
 
 def _busy(folder: Path) -> bool:

@@ -23,12 +23,9 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from merging.errors import AccessError, MergeError
 from merging.hub.client import (
-    ATTEMPTS,
-    LimitError,
     Token,
-    UnreachableError,
     api,
-    pause,
+    patiently,
     plainly,
 )
 from merging.hub.repo import check_names
@@ -286,15 +283,12 @@ def _ask(id: str, call: Callable[[], T], stop: threading.Event | None = None) ->
     # The client's warnings would name links that are secrets for a while.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     disable_progress_bars()
-    waiting, failures = stop or threading.Event(), 0
-    while True:
-        try:
-            with plainly(id, "main"), _writing(id):
-                return call()
-        except (UnreachableError, LimitError) as error:
-            failures += 1
-            if waiting.wait(pause(error, failures, ATTEMPTS, LONGEST)):
-                raise CancelledError from None
+
+    def attempt() -> T:
+        with plainly(id, "main"), _writing(id):
+            return call()
+
+    return patiently(attempt, stop, longest=LONGEST)
 
 
 @contextmanager

@@ -14,14 +14,9 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from merging import hub
+from merging import hub, locks
 from merging.container import home
 from merging.errors import MergeError
-
-try:
-    import fcntl
-except ImportError:  # Windows: files that are read cannot be removed there
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from merging.ui.jobs import Made
@@ -125,22 +120,15 @@ def _had(folder: Path, *, alone: bool) -> Iterator[None]:
 
     Raises BlockingIOError where others do not allow it, FileNotFoundError where it is gone.
     """
-    if fcntl is None:
+    if not locks.THERE:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_NB | (fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
-        except BlockingIOError:
-            raise
-        except OSError:  # a file system without locks
-            pass
+        locks.lock(handle, alone=alone)
         yield
     finally:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough where a child has it too
-        os.close(handle)
+        locks.let_go(handle)
 
 
 def zipped(folder: Path) -> Iterator[bytes]:
