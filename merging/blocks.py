@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from merging.methods import Method
-from merging.methods._method import BlockFunction, Ordered, PerBlock, Sampled
+from merging.methods._method import Asked, Asking, Ordered, PerBlock, Sampled
 from merging.samples import begins, sampled, slices_of, sums
 from merging.threads import over, pooled
 from merging.vocabulary import Matched
@@ -99,8 +99,6 @@ Block = tuple[int, int]
 """From where to where it goes, as flat indices."""
 Job = tuple[Work, Reader, Block]
 """One block of a tensor."""
-Wanted = BlockFunction | Ordered | Sampled
-"""What a method's `measure` asks for."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def measure(
     found: list[dict[str, Any]] = [{} for _ in asked]
     answers: dict[int, Any] = dict.fromkeys(range(len(asked)))
     while answers:
-        wanted: dict[int, Wanted] = {}
+        wanted: dict[int, Asked] = {}
         for place, answer in answers.items():
             try:
                 wanted[place] = asking[place].send(answer)
@@ -186,7 +184,7 @@ def _jobs(parts: Sequence[Part]) -> list[Job]:
     return [(work, read, block) for work, read in parts for block in work.blocks()]
 
 
-def _asking(work: Work | None) -> Generator[Wanted, Any, dict[str, Any]]:
+def _asking(work: Work | None) -> Asking:
     """The method's own generator; none where there is nothing to measure."""
     if work is None or work.method.measure is None:
         return {}
@@ -195,7 +193,7 @@ def _asking(work: Work | None) -> Generator[Wanted, Any, dict[str, Any]]:
 
 
 def _answers(
-    wanted: Sequence[tuple[Wanted, Sequence[Job]]], pool: ThreadPoolExecutor
+    wanted: Sequence[tuple[Asked, Sequence[Job]]], pool: ThreadPoolExecutor
 ) -> Generator[int, None, list[Any]]:
     """What each function gives over its own blocks: their sum, their list, or that of a sample."""
     tasks = [(place, *task) for place, each in enumerate(wanted) for task in _tasks(*each)]
@@ -220,7 +218,7 @@ def _answers(
     ]
 
 
-def _tasks(want: Wanted, jobs: Sequence[Job]) -> Iterator[tuple[Callable[[], Any], int]]:
+def _tasks(want: Asked, jobs: Sequence[Job]) -> Iterator[tuple[Callable[[], Any], int]]:
     """What there is to run, each with the number of elements it goes over."""
     if isinstance(want, Sampled):
         yield partial(_sample, want.function, jobs), 0

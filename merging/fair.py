@@ -14,7 +14,7 @@ from torch import Tensor
 
 from merging.errors import MergeError
 from merging.exam import Exam, Result, Texts, parents, sit
-from merging.knobs import method_of
+from merging.knobs import parents_of
 from merging.library import Library
 from merging.loading import Loaded
 from merging.making import made, size_of
@@ -22,6 +22,7 @@ from merging.merge import Progress
 from merging.methods import Method, Number, methods, variants
 from merging.plan import plan
 from merging.recipe import Input, Recipe
+from merging.roles import method_of
 from merging.sources import Local
 from merging.sweep import told
 from merging.waiting import in_turn
@@ -60,7 +61,7 @@ class _Contest:
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(n for n in self.recipe.listed() if n != self.recipe.base_model)
+        return tuple(parents_of(self.recipe))
 
     def sum(self, weights: Sequence[float]) -> Recipe:
         """The base and the models' deltas, each times its weight."""

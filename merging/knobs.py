@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from math import isfinite
 
 from merging.errors import MergeError
-from merging.methods import Method, Number, methods, variants
-from merging.recipe import Recipe, known_or_raise
+from merging.methods import Number
+from merging.recipe import Recipe
+from merging.roles import method_of
 
 FEWEST, MOST = 3, 21
 """Values of a sweep."""
@@ -21,13 +22,6 @@ class Knob:
 
     name: str
     model: str | None = None
-
-
-def method_of(recipe: Recipe) -> Method:
-    """The method that a recipe names. Raises MergeError if there is none."""
-    known_or_raise([recipe.merge_method], methods(), "merge methods")
-    found = variants(recipe.merge_method)
-    return found.get(recipe.variant) or methods()[recipe.merge_method]
 
 
 def parents_of(recipe: Recipe) -> list[str]:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from collections.abc import Generator, Mapping
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,37 +130,20 @@ def open_folder(
     return Checkpoint(name, folder, config, tensors, stamp or _stamp(folder), 0, license, gated)
 
 
-def fetch(source: Source, *, token: hub.Token = False) -> Generator[hub.Fetched, None, Local]:
-    """Bring a source onto this machine; yields bytes as they come, returns it as it is here."""
-    here: dict[str, Checkpoint] = {}
-    before, after = 0, source.missing
-    for part in source.parts:
-        after -= part.missing
-        here[part.name] = yield from _fetch(part, token, before, after)
-        before += part.missing
-    return arrived(source, here)
+def fetch(
+    part: Checkpoint | Remote, *, token: hub.Token = False
+) -> Generator[hub.Fetched, None, Checkpoint]:
+    """Bring a source's part onto this machine; yields bytes as they come, returns it as it is."""
+    if isinstance(part, Checkpoint):
+        return part
+    folder = yield from hub.download(part.repo, token=token)
+    return open_folder(folder, part.name, part.stamp, part.license, part.gated)
 
 
 def arrived(source: Source, here: Mapping[str, Checkpoint]) -> Local:
     """The source over its parts as they are on this machine, by their names."""
     first, *own = (here[part.name] for part in source.parts)
     return on_base(first, own[0]) if own else first
-
-
-def _fetch(
-    part: Checkpoint | Remote, token: hub.Token, before: int, after: int
-) -> Generator[hub.Fetched, None, Checkpoint]:
-    """One part, counted between the bytes of those that come before and after it."""
-    if isinstance(part, Checkpoint):
-        return part
-    with closing(hub.download(part.repo, token=token)) as steps:
-        try:
-            while True:
-                at = next(steps)
-                yield replace(at, done=before + at.done, total=before + at.total + after)
-        except StopIteration as end:
-            folder = end.value
-    return open_folder(folder, part.name, part.stamp, part.license, part.gated)
 
 
 def _open_remote(repo: hub.Repo, name: str, token: hub.Token) -> Remote:

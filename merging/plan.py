@@ -12,13 +12,13 @@ from merging import configs, notes, tokens, vocabulary
 from merging.errors import MergeError
 from merging.formats import FORMATS, TEMPLATE_CAP
 from merging.formats import template as own_template
-from merging.methods import Method, methods, variants
+from merging.methods import Method
 from merging.notes import Note
 from merging.opening import open_source
 from merging.pairing import Step, pair, rows
 from merging.parameters import settings
-from merging.recipe import Recipe, known_or_raise
-from merging.roles import in_order, roles
+from merging.recipe import Recipe
+from merging.roles import in_order, method_of, roles
 from merging.sources import Source
 from merging.vocabulary import Vocabulary
 
@@ -65,7 +65,7 @@ def plan(
 
     Raises MergeError for anything that would stop it.
     """
-    method = _method(recipe)
+    method = method_of(recipe)
     parts = roles(recipe, method)
     chosen = settings(recipe, method)
     for part in parts:
@@ -98,17 +98,6 @@ def with_sources(plan: Plan, sources: Sequence[Source]) -> Plan:
     """The same plan over the same models, once they are on this machine."""
     donor = sources[plan.sources.index(plan.donor)]
     return replace(plan, sources=tuple(sources), donor=donor)
-
-
-def _method(recipe: Recipe) -> Method:
-    known_or_raise([recipe.merge_method], methods(), "merge methods")
-    found = variants(recipe.merge_method)
-    if recipe.variant not in found:
-        raise MergeError(
-            f"{methods()[recipe.merge_method].title} has no `variant: {recipe.variant}`: "
-            f"choose {' or '.join(found)}, or remove the line."
-        )
-    return found[recipe.variant]
 
 
 def _check_whole(method: Method, steps: Sequence[Step]) -> None:

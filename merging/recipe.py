@@ -26,7 +26,6 @@ REFUSED = {
     "list language models under `models:`."
 }
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-VARIANTS = ("mergekit", "paper", "peft")
 WORDS = {
     "lam": "lambda", "scaling_coefficient": "lambda", "scaling_factor": "lambda",
     "merge_ratio": "t", "ratio": "t", "alpha": "t", "method": "merge_method", "base": "base_model",
@@ -135,7 +134,7 @@ class Recipe:
             pad_to_multiple_of=multiple,
             chat_template=_text(raw, "chat_template"),
             random_seed=_seed(raw.get("random_seed")),
-            variant=_one_of(raw, "variant", VARIANTS) or "mergekit",
+            variant=_text(raw, "variant") or "mergekit",
             name=_text(raw, "name"),
         )
 

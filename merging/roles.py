@@ -7,8 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from merging.errors import MergeError
-from merging.methods import Method
-from merging.recipe import Input, Recipe, Slice
+from merging.methods import Method, methods, variants
+from merging.recipe import Input, Recipe, Slice, known_or_raise
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The method that a recipe names. Raises MergeError if there is none, or no such variant."""
+    known_or_raise([recipe.merge_method], methods(), "merge methods")
+    found = variants(recipe.merge_method)
+    if recipe.variant not in found:
+        raise MergeError(
+            f"{methods()[recipe.merge_method].title} has no `variant: {recipe.variant}`: "
+            f"choose {' or '.join(found)}, or remove the line."
+        )
+    return found[recipe.variant]
 
 
 @dataclass(frozen=True)

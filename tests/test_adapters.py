@@ -28,8 +28,8 @@ from merging.adapters import quantised
 from merging.companions import write_companions
 from merging.inputs import part
 from merging.loading import load_parent
-from merging.merge import fetched
-from merging.opening import fetch, open_source
+from merging.merge import bring, fetched
+from merging.opening import open_source
 from merging.sinks import Folder, Live
 from merging.sources import Adapter, Checkpoint, Remote
 from tests.conftest import WEIGHTS, WORDS, config, loaded, recipe, tokenizer
@@ -633,14 +633,14 @@ def test_a_job_merges_and_asks_it(bases: Bases, adapter: Path) -> None:
     gpu._library.cache_clear()
 
 
-def bring(source: Any, token: Any = False) -> tuple[list[Any], Any]:
+def brought(source: Any, token: Any = False) -> tuple[list[Any], Any]:
     """All signs of progress of a fetch, and what is here afterwards."""
-    steps, seen = fetch(source, token=token), []
+    steps, seen = bring([source], token=token), []
     try:
         while True:
             seen.append(next(steps))
     except StopIteration as end:
-        return seen, end.value
+        return seen, end.value[0]
 
 
 def upload(hub: LocalHub, bases: Bases, adapter: Path, to: Path, **settings: Any) -> list[str]:
@@ -664,10 +664,10 @@ def test_on_the_hub_both_are_pinned_checked_and_fetched(
     assert not any(seen.sent >= min(sizes) for seen in hub.requests("GET"))
     with pytest.raises(MergeError, match="fetch it first"):
         found.read("lm_head.weight")
-    seen, here = bring(found)
+    seen, here = brought(found)
     assert here.missing == 0 and (here.name, here.stamp) == (found.name, found.stamp)
     assert all(a.done <= b.done for a, b in pairwise(seen))
-    assert max(s.done for s in seen) >= found.missing and seen[-1].done <= seen[-1].total
+    assert max(s.done for s in seen) >= found.missing and seen[-1].share == 1
     local = open_source(f"{bases['untied']}+{adapter}")
     assert all(torch.equal(here.read(n), local.read(n)) for n in local.tensors)  # type: ignore[union-attr]
     assert open_source(found.name, folders=False).missing == 0
@@ -706,7 +706,7 @@ def test_a_gated_base_gates_the_adapter(
     for name in ("org/lora", "org/closed+org/lora"):
         with pytest.raises(MergeError, match="org/closed is gated"):
             open_source(name)
-        _, here = bring(open_source(name, token="hf_reader"), "hf_reader")
+        _, here = brought(open_source(name, token="hf_reader"), "hf_reader")
         assert here.gated and here.missing == 0
         with pytest.raises(MergeError, match="org/closed is gated"):
             open_source(name)

@@ -139,7 +139,7 @@ def test_no_models_name(text: str) -> None:
         ("merge_method: ties\nmodels: [a]\nrandom_seed: 1.5", "whole number"),
         ("merge_method: ties\nmodels: [a]\nrandom_seed: true", "whole number"),
         ("merge_method: ties\nmodels: [a]\nname: [b]", "`name` must be text"),
-        ("merge_method: ties\nmodels: [a]\nvariant: other", "variant: other"),
+        ("merge_method: ties\nmodels: [a]\nvariant: [paper]", "`variant` must be text"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("a: &a [*a]", "YAML"),
         ("? [a]\n: b", "YAML"),

@@ -66,7 +66,11 @@ class Stage(NamedTuple):
     sign: Tensor | None = None
 
 
-Measure = Callable[..., Generator[BlockFunction | Ordered | Sampled, Any, dict[str, Any]]]
+Asked = BlockFunction | Ordered | Sampled
+"""What a method's `measure` wants to have run over the tensor."""
+Asking = Generator[Asked, Any, dict[str, Any]]
+"""A `measure` under way: it asks, is sent what was found, and returns its numbers."""
+Measure = Callable[..., Asking]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ one over the low 15 bits inside the bin that holds it.
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from math import ceil, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from merging.methods._method import BlockFunction, Ordered, PerBlock, Sampled
+from merging.methods._method import Asking, BlockFunction, Ordered, PerBlock, Sampled
 
 LOW_BITS = 15
 TOP, LOW = 1 << 16, 1 << LOW_BITS
@@ -31,9 +31,6 @@ share of the sample, since neighbours in a tensor are alike.
 """
 MANY = 8
 """A block of which more than one entry in so many lies between is too much to gather."""
-
-Asking = Generator[BlockFunction | Ordered | Sampled, Any, dict[str, Any]]
-"""What `measure` is: it asks for functions to be run over the tensor, and returns its numbers."""
 
 Count = Callable[[float, int], int]
 """How many of so many entries a density keeps."""

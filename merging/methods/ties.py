@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from merging.methods import _trim
-from merging.methods._method import Number, Stage, Switch, listed, method
-from merging.methods._trim import Asking, trim_each
+from merging.methods._method import Asking, Number, Stage, Switch, listed, method
+from merging.methods._trim import trim_each
 from merging.methods._weights import times
 
 EMPTY = 1e-7

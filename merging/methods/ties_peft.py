@@ -4,13 +4,13 @@ Exactly int(density·n) entries stay, and that may be none; division is by how m
 their weights. PEFT has no λ: it is 1 unless the recipe says otherwise.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from merging.methods._method import BlockFunction, Number, Ordered, Sampled, Stage, listed, method
+from merging.methods._method import Asking, Number, Stage, listed, method
 from merging.methods._trim import exactly, keep, trim_each
 from merging.methods.ties import ELECTED, KEPT, TRIMMED, agreeing, elect
 
@@ -26,7 +26,7 @@ def floor(density: float, size: int) -> int:
 
 def measure(
     density: Sequence[float],
-) -> Generator[BlockFunction | Ordered | Sampled, Any, dict[str, Any]]:
+) -> Asking:
     """The trim's `threshold` and `spare`, as `_trim` has them."""
     return (yield from exactly(density, floor))
 

@@ -225,5 +225,6 @@ def show_method(form: Form, name: str, variant: str, three: bool) -> dict[Any, A
     updates[form.method] = gr.update(value=name, elem_classes=[f"no-{m.name}" for m in short])
     updates[form.about] = look.about(method.help + reason, method.paper)
     if name in form.variants:
-        updates[form.variants[name]] = variant
+        known = [*variants(name)]
+        updates[form.variants[name]] = variant if variant in known else known[0]
     return updates
