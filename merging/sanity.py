@@ -104,8 +104,9 @@ def _judged(
     if why := strangers(found):
         return _verdict("It cannot have what each of its models learnt", why, known)
     if known["best"] is None and (why := lengthy(found)):
-        what = "It may not work (none of its models could be read beside it)"
-        return _verdict(what, why, known)
+        alone = len(known["without"]) == len(parents)
+        reason = "could be read beside it" if alone else "knows the test texts"
+        return _verdict(f"It may not work (none of its models {reason})", why, known)
     if faint := thin(found):
         return _verdict(f"It has hardly anything of {_short(faint[0])}", faint[1], known)
     return _good(known)

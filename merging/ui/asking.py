@@ -3,7 +3,7 @@
 Every handler takes the page and the values of its inputs, by component, and gives updates.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from secrets import randbelow, randbits
 from typing import Any
@@ -48,7 +48,8 @@ def remerged(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
         page.visit: replace(visit, merging=True),
     }
     made, job = yield from undone(page, before, _made(recipe, visitor), "progress")
-    yield {page.sizes: dict(made.sizes)}
+    if values[page.sizes] is None:  # else the form's recipe may be another by now
+        yield {page.sizes: dict(made.sizes)}
     visit = visit.merged(made)
     if values[page.again] and visit.asked:
         visit, questions = _put(page, values, visit, before.talk(), {}, {gpu.MERGED: made})
@@ -83,7 +84,7 @@ def _merged(
                 yield {page.sanity: judged[1], page.judged: judged}
             elif isinstance(event, Reply | gpu.Asking) and CLEARED not in visit.stops:
                 visit = _heard(visit, event)
-                yield showing.columns(page, visit, [gpu.MERGED], values) | _notice(page, event)
+                yield _answering(page, visit, [gpu.MERGED], values) | _notice(page, event)
     except Exception:
         yield _over(page, values, visit if there else before) | {page.sanity: ""}
         raise
@@ -206,19 +207,27 @@ def _answered(
             if isinstance(event, Reply | gpu.Asking):
                 visit = _heard(visit, event)
                 told = _notice(page, event) or told
-                if visit.running:
-                    slots = [event.column] if isinstance(event, Reply) else visit.running
-                    yield showing.columns(page, visit, slots, values) | told
-                else:  # the last that is written down: whoever sees it may go on
-                    yield {page.status: ""} | told | showing.stage(page, visit, values)
+                going = isinstance(event, Reply) and visit.running
+                slots = [event.column] if isinstance(event, Reply) else visit.running
+                status = {} if going else {page.status: ""}  # what was waited for is here
+                yield status | told | _answering(page, visit, slots, values)
             elif isinstance(event, Progress):
                 yield {page.status: look.progress(event)}
     except Exception:
-        back = _box(page, values, visit.asked, visit.asked)  # what was typed is not lost
-        yield back | showing.stage(page, visit.failed(before), values)
+        failed = visit.failed(before)
+        lost = failed.log == before.log  # what was typed; else it stands in a column, for Retry
+        back = _box(page, values, visit.asked, visit.asked) if lost else {}
+        yield back | showing.stage(page, failed, values)
         raise
     if visit.running:
         yield {page.status: ""} | told | showing.stage(page, visit.ended(), values)
+
+
+def _answering(page: Page, visit: Visit, slots: Sequence[str], values: Values) -> Updates:
+    """Columns as they answer; everything once all have: whoever sees that may go on."""
+    if not visit.running:
+        return showing.stage(page, visit, values)
+    return showing.columns(page, visit, slots, values)
 
 
 def _heard(visit: Visit, event: Reply | gpu.Asking) -> Visit:

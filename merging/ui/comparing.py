@@ -34,7 +34,7 @@ def settle_cleared(page: Page, visitor: Visitor, values: Values) -> Iterator[Upd
     one that is still being made goes on.
     """
     visit: Visit = values[page.visit]
-    if not visit.merging:
+    if visit.running and not visit.merging:
         visit.stops.update({*visit.running, CLEARED})
     yield from settle(page, visitor, values)
 
@@ -79,6 +79,7 @@ def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Forget what was said. Votes stand: they are about merges."""
     visit: Visit = values[page.visit].ready()
+    visit.stops.update({*visit.running, CLEARED})  # of a merge that has just begun to answer
     empty: Updates = {c.chat: [] for c in page.columns.values()}
     visit = Visit(
         visit.made, visit.took, visit.pinned, visit.models, votes=visit.votes, inside=visit.inside

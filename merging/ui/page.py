@@ -22,7 +22,7 @@ class Page:
     something; `pins` are the commits at which models were checked. What clicks cost is counted by
     `sizes`, bytes of the recipe's models by pinned name, None until it is checked; `merges`,
     identities of those in columns, with the sizes of their models; and `talk`, how many questions
-    the next merge answers again.
+    the next merge answers again, and characters of the longest conversation.
     """
 
     private: Callable[[gr.Request], bool]
@@ -125,7 +125,7 @@ class Page:
     def asking(self) -> set[Any]:
         """Inputs of whatever asks models."""
         pickers = self.form.pickers.values()
-        own = {self.visit, self.sheet, self.rows, self.pins, self.recipe, self.question}
+        own = {self.visit, self.sheet, self.rows, self.pins, self.sizes, self.recipe, self.question}
         return {*own, *pickers, *self.options()}
 
     def examined(self) -> set[Any]:

@@ -14,7 +14,7 @@ from merging.ui.settings import names
 from merging.ui.visitor import Visitor
 
 CHARACTERS = 4
-"""Of a token, about: an answer that is looked into is as long as its tokens allow, at most."""
+"""Characters a token, about: an answer that is looked into is taken to be of full length."""
 
 
 def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
@@ -23,11 +23,12 @@ def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # 
         yield {page.price: look.UNPRICED}
         return
     tokens, asked, own = int(values[page.tokens] or 256), _asked(page, values), _own(page, values)
+    questions, characters = values[page.talk]
     clicks = {
         "Ask, Retry or New seed": asked.ask(tokens),
         "question sheet": asked.ask(tokens, _questions(page, values)),
-        "looking into an answer": asked.look(CHARACTERS * tokens),
-        "Merge": own.merge(tokens, values[page.talk] if values[page.again] else 0),
+        "looking into an answer": asked.look(CHARACTERS * tokens + characters),
+        "Merge": own.merge(tokens, questions if values[page.again] else 0),
     }
     told = [f"{what} {seconds} s" for what, seconds in clicks.items()]
     told += _sweep(page, values, own)

@@ -52,7 +52,7 @@ def draw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 
 @shows_errors("past_status")
 def pin(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """Put one into the pinned column, where it answers the last question if merges do so."""
+    """Put one into the pinned column, where it answers what was asked if merges do so."""
     before, past = idle(page, values), _chosen(page, values)
     if before.ballot:
         raise MergeError("This would say which answer is whose: vote first.")
@@ -76,10 +76,9 @@ def chat(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     text, pins = past.written().to_yaml(), {**visitor.pins, **past.pins}
     filled = {page.preset: None, page.why: "", page.pins: pins, page.past_status: ""}
     yield choosing.filled(page, text) | filled | {page.sizes: None}
+    values = {**values, page.recipe: text, page.pins: pins, page.sizes: None}
     try:
-        yield from asking.remerged(
-            page, replace(visitor, pins=pins), {**values, page.recipe: text, page.pins: pins}
-        )
+        yield from asking.remerged(page, replace(visitor, pins=pins), values)
     except Exception:
         yield {page.progress: ""}
         raise

@@ -36,7 +36,7 @@ def stage(page: Page, visit: Visit, values: Values) -> Updates:
         page.verdict: gr.update(visible=over),
         page.columns[PINNED].box: gr.update(visible=bool(visit.pinned)),
         page.merges: [(made.identity, dict(made.sizes)) for made in visit.merges.values()],
-        page.talk: len(visit.talk()) if visit.asked else 0,
+        page.talk: visit.length(),
     }
     for number, booth in enumerate(page.unnamed):
         there = bool(ballot and number < len(ballot.places))

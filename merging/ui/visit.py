@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from merging import gpu
 from merging.chat import Reply
@@ -25,11 +26,11 @@ class Visit:
     """The last merge, which `took` seconds, an earlier one `pinned` beside it, and what was said.
 
     `said` has each column's messages, `replies` the last answers, `models` who gave them; `asked`
-    is the last question, for a merge to answer it again; `coming` are those still to be put one by
-    one. `running` are columns that answer just now, and those put into their `stops` end; `asking`
-    while a question waits for its models, `merging` while a merge is made. `parts` are answers of
-    the merged model in pieces, by question and text. While there is a `ballot`, nobody may see
-    which column is whose. `inside` is what the last merge did to the weights, if that is known.
+    is the last question; `coming` are those still to be put one by one. `running` are columns that
+    answer just now, and those put into their `stops` end; `asking` while a question waits for its
+    models, `merging` while a merge is made. `parts` are answers of the merged model in pieces, by
+    question and text. While there is a `ballot`, nobody may see which column is whose. `inside` is
+    what the last merge did to the weights, if that is known.
     """
 
     made: Made | None = None
@@ -124,7 +125,8 @@ class Visit:
             return self
         exchange = replace(self.log[-1], question=self.coming[0], replies={})
         visit = self.put(exchange, self.running, self.ballot)
-        return replace(visit, coming=self.coming[1:], stops=self.stops)
+        parts = self._followed()
+        return replace(visit, coming=self.coming[1:], stops=self.stops, parts=parts)
 
     def replied(self, reply: Reply) -> "Visit":
         """A column's answer has grown, or ended."""
@@ -204,6 +206,11 @@ class Visit:
         )
         return next((asked for asked in found if asked[-1:] == (self.asked,)), (self.asked,))
 
+    def length(self) -> tuple[int, int]:
+        """How many questions a merge would answer, and the characters of the longest column."""
+        columns = [sum(len(m["content"]) for m in said) for said in self.said.values()]
+        return len(self.talk()) if self.asked else 0, max(columns, default=0)
+
     def given(self, slot: str, system: str = "") -> tuple[Mapping[str, str], ...]:
         """What a column was given with its last question, nothing if it was asked none.
 
@@ -223,14 +230,22 @@ class Visit:
         if merged is None or merged.failed:
             return self.parts
         own = self.made.columns if self.made else ()  # others are no parents of this merge
-        asked = [s for s in PARENTS if s in self.replies and self.last(s) == question]
-        asked = [s for s in asked if self.models.get(s) in own]
-        if not {*asked, gpu.MERGED} & {*self.running}:  # asked something else, and alone
+        asked = [s for s in PARENTS if self.models.get(s) in own]
+        said = {slot: text for slot in asked if (text := self._said_to(slot, question))}
+        if not said or not {*said, gpu.MERGED} & {*self.running}:  # asked something else, and alone
             return self.parts
-        others = {s: self.replies[s].text for s in asked if not self.replies[s].failed}
-        if not others:
-            return self.parts
-        return {**self.parts, (question, merged.text): follow(merged.text, others)}
+        return {**self.parts, (question, merged.text): follow(merged.text, said)}
+
+    def _said_to(self, slot: str, question: str) -> str:
+        """What a column last answered to a question, if it was asked that; nothing if it failed."""
+        reply, messages = self.replies.get(slot), self.said.get(slot, ())
+        if reply and reply.failed and self.last(slot) == question:
+            return ""
+        answers = (
+            answer["content"] for asked, answer in pairwise(messages)
+            if (asked["role"], asked["content"], answer["role"]) == ("user", question, "assistant")
+        )  # fmt: skip
+        return next(reversed([*answers]), "")
 
 
 def _worded(messages: tuple[Mapping[str, str], ...]) -> tuple[Mapping[str, str], ...]:

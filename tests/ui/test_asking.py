@@ -74,6 +74,17 @@ def test_marks_compare_with_the_merges_own_parents() -> None:
         assert [part.follows for part in parts["one", "same"]] == [follows]
 
 
+def test_marks_in_a_whole_conversation() -> None:
+    """Each answer of a talk is compared with what the parents said to the same question."""
+    visit = State()
+    for question, answer in (("one", "red"), ("two", "blue")):
+        visit = said(said(put(visit, question), "a", answer), "b", "green").ended()
+    visit = replace(put(visit.merged(MADE), "one", ("merged",)), coming=("two",))
+    visit = said(said(visit, "merged", "red").went_on(), "merged", "green").ended_by_all()
+    found = {key: [part.follows for part in parts] for key, parts in visit.parts.items()}
+    assert found == {("one", "red"): [("a",)], ("two", "green"): [("b",)]}
+
+
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model that lacks a tensor, which shows when it is loaded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,12 +12,18 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from merging.ui import asking, examining, jobs, kept, sheet
+from merging import gpu
+from merging.chat import Reply
+from merging.errors import MergeError
+from merging.ui import asking, comparing, examining, jobs, kept, sheet
 from merging.ui.errors import FAULT, Handler
+from merging.ui.jobs import Made
 from merging.ui.layout import layout
 from merging.ui.page import Page
 from merging.ui.settings import idle
+from merging.ui.transcript import Exchange
 from merging.ui.turn import in_turn
+from merging.ui.visit import CLEARED, Visit
 from merging.ui.visitor import Visitor
 from tests.ui.models import NAMES, TIES
 
@@ -48,6 +55,57 @@ def broken(*_: Any) -> Any:
 def breaking(*given: Any) -> Iterator[Any]:
     """The same once it is gone through, as for all that takes its time."""
     yield broken(*given)
+
+
+def after(page: Page, handler: Handler, given: dict[Any, Any]) -> dict[Any, Any]:
+    """What the page shows once a handler has ended."""
+    shown = {**given}
+    for updates in handler(page, Visitor(folders=True, session="one"), given):
+        shown |= updates
+    return shown
+
+
+def begun() -> Visit:
+    """A visit whose merge has just begun to answer the first of two questions."""
+    visit = Visit()
+    for question in ("one", "two"):
+        visit = visit.put(Exchange(question, {}, {"a": "x/a"}, {}), ("a",), None)
+        visit = visit.replied(Reply("a", question, 1, 0.1, 1.0, "end of text")).ended()
+    visit = visit.merged(Made("0", "", "TIES", ("x/a", "x/b"), {}))
+    visit = visit.put(Exchange("one", {}, {}, visit.merges), ("merged",), None)
+    return replace(visit, coming=("two",))
+
+
+def test_clear_just_as_a_merge_begins_to_answer(page: Page) -> None:
+    """The merge hears of it, though it was still being made when Clear was pressed."""
+    visit = begun()
+    given = values(page) | {page.visit: visit}
+    assert not after(page, comparing.clear, given)[page.visit].said
+    assert CLEARED in visit.stops
+
+
+def test_clear_of_a_page_at_rest_marks_nothing(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What begins right after it, and fails, would else leave the page as it was then: merging."""
+    monkeypatch.setattr(comparing, "SETTLING", 0)
+    given = values(page)
+    after(page, comparing.settle_cleared, given)
+    assert not given[page.visit].stops
+
+
+def test_what_fails_after_some_have_begun_is_asked_by_retry(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question stands in the columns that answered: in the box it would be put twice."""
+
+    def partly(_: gpu.Job) -> Iterator[gpu.Event]:
+        yield Reply("a", "6", 1, 0.1, 1.0)
+        raise MergeError("The other one is broken.")
+
+    monkeypatch.setattr(jobs, "run", partly)
+    shown = after(page, asking.ask, values(page))
+    assert "is broken" in shown[page.status] and shown[page.question] == ""
+    visit = idle(page, shown)
+    assert visit.asked == SUM and visit.last("a") == SUM and not visit.last("b")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 
 from merging import gpu
 from merging.blocks import returned
+from merging.chat import Reply
 from merging.errors import MergeError
 from merging.nexttoken import Inspection
 from merging.recipe import Recipe
@@ -22,6 +23,7 @@ from merging.ui import asking, choosing, comparing, jobs, look, pricing, sweepin
 from merging.ui.layout import layout
 from merging.ui.page import Page
 from merging.ui.settings import names, question_of
+from merging.ui.transcript import Exchange
 from merging.ui.visitor import Visitor
 from tests.hub import LocalHub
 from tests.ui.models import TIES
@@ -134,7 +136,7 @@ def test_a_merge_and_a_sweep(page: Page, values: dict[Any, Any]) -> None:
     check(page, values, TIES)
     recipe = Recipe.from_yaml(TIES)
     for tokens, count in ((64, 0), (512, 3)):
-        values[page.tokens], values[page.talk] = tokens, count
+        values[page.tokens], values[page.talk] = tokens, (count, 0)
         steps = jobs.make(recipe, VISITOR)
         made = returned(steps)[1]
         alone = {gpu.MERGED: ({"role": "user", "content": "?"},)}
@@ -149,6 +151,27 @@ def test_a_merge_and_a_sweep(page: Page, values: dict[Any, Any]) -> None:
         assert f" · {said}." in told(page, values)
     values[page.rows] = [["Who are you?", ""]]
     assert "sweep" not in told(page, values)
+
+
+def test_a_conversation_counts(
+    page: Page, values: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a merge has answered is answered again by the next, and is read by who looks into it."""
+    monkeypatch.setattr(gpu, "LONGEST", 1000)
+    visit = values[page.visit]
+    for question in ("a" * 900, "two", "three"):
+        visit = visit.put(Exchange(question, {}, {"a": "x/a"}, {}), ("a",), None)
+        visit = visit.replied(Reply("a", "yes", 1, 0.1, 1.0, "end of text")).ended()
+    check(page, values, TIES)
+    values |= {page.visit: visit, page.tokens: 64, page.again: True}
+    merge(page, values)
+    longest = max(sum(len(m["content"]) for m in said) for said in values[page.visit].said.values())
+    assert longest > 900 and values[page.talk] == (3, longest)
+    asked = job(page, values)
+    talks = dict.fromkeys(asked.answering, [{"role": "user", "content": "?" * longest}])
+    looking = Inspection(talks, "x" * pricing.CHARACTERS * 64, gpu.MERGED)
+    seconds = gpu.seconds(replace(asked, inspection=looking))
+    assert f"looking into an answer {seconds} s" in told(page, values)
 
 
 def test_nothing_is_told_of_another_recipe(page: Page, values: dict[Any, Any]) -> None:
