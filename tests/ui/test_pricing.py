@@ -168,7 +168,7 @@ def test_a_conversation_counts(
     longest = max(sum(len(m["content"]) for m in said) for said in values[page.visit].said.values())
     assert longest > 900 and values[page.talk] == (3, longest)
     asked = job(page, values)
-    talks = dict.fromkeys(asked.answering, [{"role": "user", "content": "?" * longest}])
+    talks = dict.fromkeys(asked.answering, ({"role": "user", "content": "?" * longest},))
     looking = Inspection(talks, "x" * pricing.CHARACTERS * 64, gpu.MERGED)
     seconds = gpu.seconds(replace(asked, inspection=looking))
     assert f"looking into an answer {seconds} s" in told(page, values)
