@@ -159,6 +159,8 @@ def _done(run: _Run) -> Iterator[Event]:
         yield from _swept(job.sweep, library)
     with ExitStack() as kept:  # merges that stay while parents come and go
         for merges, parents in _rounds(run):
+            if _over(run, merges, parents):
+                continue
             with ExitStack() as stack:
                 models: dict[str, Loaded] = {}
                 lent = stack if run.way in ALONE else kept
@@ -183,6 +185,15 @@ def _rounds(run: _Run) -> list[tuple[Mapping[str, Merging], Collection[str]]]:
     alone = [({column: merging}, ()) for column, merging in merges.items()]
     first = alone if run.way in ALONE else [(merges, ())] if merges else []
     return [*first, *(({}, (name,)) for name in parents)]
+
+
+def _over(run: _Run, merges: Mapping[str, Merging], parents: Collection[str]) -> bool:
+    """Whether a round has nothing left to do: its merges were told of, and all have answered."""
+    job = run.job
+    columns = [*merges, *(column for column, name in job.columns.items() if name in parents)]
+    asked = {(number, column) for number in range(len(job.questions)) for column in columns}
+    told = {merging.identity for merging in merges.values()} <= run.told
+    return told and asked <= run.ended.keys() and not (job.check or job.inspection)
 
 
 def _asked(job: Job) -> dict[str, Place]:

@@ -197,6 +197,32 @@ def test_room_that_others_take_meanwhile(count: int, first: dict[tuple[int, str]
     assert not any(getattr(event, "notice", None) for event in events)
 
 
+def test_what_has_answered_is_not_needed_again(
+    first: dict[tuple[int, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the last column lacked room it alone is loaded: not the merge, which has left."""
+    library, loaded, lacking = room(2.5), list[str](), ["assets/demo/b"]
+    parent, smaller = library.parent, working._smaller
+
+    def lend(source: Any, **how: Any) -> Any:
+        loaded.append(source.name)
+        if source.name in lacking:
+            lacking.remove(source.name)
+            raise NoRoomError("others have it")
+        return parent(source, **how)
+
+    def without(run: Any) -> list[str]:
+        library.free()
+        return smaller(run)
+
+    monkeypatch.setattr(library, "parent", lend)
+    monkeypatch.setattr(working, "_smaller", without)
+    events = [*working.work(asking(), library)]
+    assert said(events) == first
+    assert sum(isinstance(event, gpu.Merged) for event in events) == 1
+    assert loaded == ["assets/demo/a", "assets/demo/b", "assets/demo/b"]
+
+
 def test_a_merge_that_is_here_waits_for_nobody(first: dict[tuple[int, str], str]) -> None:
     """Nor do its parents: who asks it need not wait for those who merge."""
     library, events = room(9), list[gpu.Event]()
