@@ -61,7 +61,9 @@ def pins_of(recipe: Recipe, decided: Plan) -> dict[str, str]:
 def make(recipe: Recipe, visitor: Visitor) -> Generator[gpu.Event, None, tuple[Made, gpu.Job]]:
     """Plan, and fetch the parents; returns the merge and the job that carries it out."""
     with hub.using(recipe.names()):
-        decided = yield from fetched(plan(recipe, find=visitor.find), token=visitor.token)
+        decided = plan(recipe, find=visitor.find)
+        kept.give_way(decided.missing)
+        decided = yield from fetched(decided, token=visitor.token)
     title, pinned = decided.method.title, decided.recipe
     pins = pins_of(recipe, decided)
     made = Made(
@@ -85,6 +87,7 @@ def at_hand(
     """Fetch models that are to be used, each checked for the visitor; returns where they lie."""
     with hub.using(models.values()):
         found = [visitor.find(model) for model in models.values()]
+        kept.give_way(sum(source.missing for source in found))
         here = yield from bring(found, token=visitor.token)
     return dict(zip(models, map(gpu.place, here), strict=True))
 

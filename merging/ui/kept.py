@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -79,20 +79,38 @@ def make_room(size: int) -> None:
     Raises MergeError where that does not do: what is being written or downloaded now stays.
     """
     folder = home() / "merges"
-    folder.mkdir(parents=True, exist_ok=True)
-    left = _oldest_first(folder)
-    for path in list(left):
-        if len(left) < AT_MOST and size <= hub.disk(folder)[1]:
-            return
-        with suppress(BlockingIOError, FileNotFoundError), _had(path, alone=True):
-            shutil.rmtree(path, ignore_errors=True)
-            left.remove(path)
-    if len(left) >= AT_MOST:
-        what = f"Files of {len(left)} merges are being made or downloaded just now"
+    left = _remove(lambda left: left < AT_MOST and size <= hub.disk(folder)[1])
+    if left >= AT_MOST:
+        what = f"Files of {left} merges are being made or downloaded just now"
         raise MergeError(f"{what}, and no more are kept: try again in a few minutes.")
     if size > (free := hub.disk(folder)[1]):
         what = f"The files need {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free"
         raise MergeError(f"{what}: choose smaller models, or try again later.")
+
+
+def give_way(size: int) -> None:
+    """Before so many bytes of models are fetched, remove files of merges if the same disk lacks the
+    room: whoever wants those again can have them made.
+    """
+    if hub.disk()[0] == hub.disk(home())[0]:
+        _remove(lambda _: size <= hub.disk()[1])
+
+
+def _remove(enough: Callable[[int], bool]) -> int:
+    """Remove files of merges, least recently used first, until so many being left is `enough`, or
+    all others are held; returns how many are left.
+    """
+    folder = home() / "merges"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = _oldest_first(folder)
+    left = len(paths)
+    for path in paths:
+        if enough(left):
+            break
+        with suppress(BlockingIOError, FileNotFoundError), _had(path, alone=True):
+            shutil.rmtree(path, ignore_errors=True)
+            left -= 1
+    return left
 
 
 def clean() -> None:

@@ -13,14 +13,20 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from merging.blocks import returned
 from merging.errors import MergeError
 from merging.merge import merge
 from merging.plan import plan
+from merging.recipe import Recipe
 from merging.sinks import Folder
-from merging.ui import kept
+from merging.ui import jobs, kept
 from merging.ui.jobs import Made
 from merging.ui.routes import downloads
+from merging.ui.visitor import Visitor
 from tests.conftest import recipe
+from tests.hub import LocalHub
+from tests.hub.fixtures import hub as hub
+from tests.ui.models import DEMO
 
 OLD = 2 * kept.HALF
 """Seconds ago, for what nobody writes any longer."""
@@ -92,6 +98,33 @@ def test_files_make_way_on_a_short_disk(home: Path, monkeypatch: pytest.MonkeyPa
     assert left(home / "merges") == ["m1", "m2"]
     with pytest.raises(MergeError, match=r"need 0\.0 GB and the disk has 0\.0 GB free"):
         kept.make_room(100)
+
+
+@pytest.mark.parametrize(("same", "stay"), [(True, ["m2"]), (False, ["m0", "m1", "m2"])])
+def test_files_make_way_for_models(
+    home: Path, same: bool, stay: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as a download lacks the room for, unless the cache lies on another disk."""
+    merges(home, 3, 2, 1)
+    free = lambda: 40 - 10 * len(left(home / "merges"))  # noqa: E731  # said once
+    monkeypatch.setattr(kept.hub, "disk", lambda at=None: (50 if at or same else 90, free()))
+    kept.give_way(10)
+    assert left(home / "merges") == ["m0", "m1", "m2"]
+    kept.give_way(25)
+    assert left(home / "merges") == stay
+
+
+@pytest.mark.usefixtures("home")
+def test_whoever_fetches_asks_for_room(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge and a question, before the first byte, for what is not here yet."""
+    hub.add("org/a", DEMO / "a")
+    hub.add("org/b", DEMO / "b")
+    asked: list[int] = []
+    monkeypatch.setattr(kept, "give_way", asked.append)
+    returned(jobs.at_hand({"a": "org/a"}, Visitor()))
+    text = "merge_method: linear\nmodels: [org/a, org/b]\nparameters: {weight: 0.5}\n"
+    returned(jobs.make(Recipe.from_yaml(text), Visitor()))
+    assert asked == [(DEMO / name / "model.safetensors").stat().st_size for name in "ab"]
 
 
 def test_files_that_are_downloaded_stay_until_then(home: Path) -> None:
