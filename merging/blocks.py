@@ -128,7 +128,7 @@ def slices(tensors: Sequence[Tensor], start: int, stop: int, device: str = "cpu"
 
 
 def aligned(matched: Matched, start: int, stop: int, device: str) -> list[Tensor]:
-    """The same of tensors whose rows are matched by token."""
+    """Fresh float32 copies of tensors whose rows are matched by token."""
     width = matched.width
     first, last = start // width, -(-stop // width)
     cut = slice(start - first * width, stop - first * width)

@@ -32,7 +32,7 @@ def estimated(found: Sequence[Sums], models: Sequence[str]) -> dict[str, Any]:
 def grouped(
     found: Sequence[Sums], groups: Sequence[int], models: Sequence[str], *, errors: bool = True
 ) -> list[dict[str, Any]]:
-    """The same of each group of tensors; `groups` has the number of each tensor's, from 0 on.
+    """The figures of each group of tensors; `groups` has each tensor's group, counted from 0.
 
     Without `errors`, which take most of the time, they are all 0.
     """

@@ -45,7 +45,7 @@ RUNTIME = {
     r"closed by visitor": "The page was closed while it waited for a GPU: press again.",
     r"/schedule error: (\d+)": "ZeroGPU failed to find a GPU ({}): press again in a minute.",
 }  # fmt: skip
-"""The same of a RuntimeError; any other is one of our own."""
+"""By what stands in a RuntimeError of `spaces`; any other is one of our own."""
 
 
 def told(error: Exception) -> str | None:

@@ -38,7 +38,7 @@ def merge(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 
 
 def remerged(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """The same. Raises MergeError."""
+    """What Merge does, for other handlers. Raises MergeError."""
     before = visit = idle(page, values)
     recipe = Recipe.from_yaml(values[page.recipe] or "")
     yield {
@@ -159,7 +159,7 @@ def edit(
 
 
 def _asked_once(visit: Visit) -> Visit:
-    """The same. Raises MergeError where there is no question to put again."""
+    """The visit itself. Raises MergeError where there is no question to put again."""
     if not visit.asked:
         raise MergeError("There is nothing to retry yet: ask something first.")
     return visit
@@ -180,7 +180,7 @@ def talked(
     page: Page, visitor: Visitor, values: Values, texts: tuple[str, ...], slots: tuple[str, ...],
     since: Visit | None = None,
 ) -> Iterator[Updates]:  # fmt: skip
-    """The same; several questions, one after the other, are put to one column alone."""
+    """Put questions one after the other, several of them to one column alone. Raises MergeError."""
     before = idle(page, values)
     visit, models = since or before, names(page, values)
     merges = {slot: made for slot, made in visit.merges.items() if slot in slots}

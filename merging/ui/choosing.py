@@ -59,7 +59,7 @@ def use_recipe(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates
 
 @shows_errors("notes")
 def open_recipe(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """The same, with an error where somebody looks who has unfolded nothing yet."""
+    """Fill the form from a link: errors stand where somebody looks who has unfolded nothing yet."""
     yield from _used(page, visitor, values[page.recipe] or "")
 
 

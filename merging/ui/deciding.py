@@ -56,7 +56,7 @@ def look_into(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]
 
 @shows_errors("looked_status")
 def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """The same at another token; the last choice is what would follow the answer."""
+    """Look at another token; the last choice is what would follow the answer."""
     looked: Looked | None = values[page.looked_into]
     if looked is None:
         raise MergeError("There is nothing to choose from yet: look into an answer first.")

@@ -75,7 +75,7 @@ def make(recipe: Recipe, visitor: Visitor) -> Generator[gpu.Event, None, tuple[M
 def sweep(
     recipe: Recipe, recipes: Mapping[float, Recipe], given: Exam, visitor: Visitor
 ) -> Generator[gpu.Event, None, tuple[Made, gpu.Job]]:
-    """The same for a recipe that is merged at several values of a number, and scored at each."""
+    """Plan, and fetch, a merge that is made and scored at several values of a number."""
     made, job = yield from make(recipe, visitor)
     pinned = {value: each.renamed(made.pins).to_yaml() for value, each in recipes.items()}
     return made, gpu.Job(sweep=gpu.Sweeping(pinned, job.parents, given))

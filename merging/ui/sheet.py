@@ -30,7 +30,7 @@ class Sheet:
     running: bool = False
 
     def idle(self) -> "Sheet":
-        """The same. Raises MergeError while it is being answered."""
+        """Itself. Raises MergeError while it is being answered."""
         if self.running:
             raise MergeError("The question sheet is being answered: wait for it, or press Stop.")
         return self

@@ -52,14 +52,14 @@ class Visit:
     inside: Inside | None = None
 
     def idle(self) -> "Visit":
-        """The same. Raises MergeError while columns answer or a merge is made: each writes down
-        what came of it at its end, over what the other wrote meanwhile."""
+        """Itself. Raises MergeError while columns answer or a merge is made: each writes down what
+        came of it at its end, over what the other wrote meanwhile."""
         if self.running or self.asking:
             raise MergeError("The models are still answering: wait for them, or press Stop.")
         return self.ready()
 
     def ready(self) -> "Visit":
-        """The same. Raises MergeError while a merge is made, but not while columns answer."""
+        """Itself. Raises MergeError while a merge is made, but not while columns answer."""
         if self.merging:
             raise MergeError("A merge is being made: wait for it, or press Stop.")
         return self
@@ -120,7 +120,7 @@ class Visit:
         )  # fmt: skip
 
     def went_on(self) -> "Visit":
-        """The same, with the next question of a talk if the last one has been answered by all."""
+        """With the next question of a talk, if all have answered the last one."""
         if not (self.coming and self._answered()):
             return self
         exchange = replace(self.log[-1], question=self.coming[0], replies={})
@@ -154,7 +154,7 @@ class Visit:
         )
 
     def ended_by_all(self) -> "Visit":
-        """The same, ended if every column that was asked has, and nothing more is to be asked."""
+        """Ended, if every column that was asked has ended and nothing more is to be asked."""
         return self.ended() if self._answered() and not self.coming else self
 
     def _answered(self) -> bool:
