@@ -19,7 +19,7 @@ def followed(page: Page, steps: Any, where: str) -> Any:
 
 
 def undone(page: Page, before: Visit, steps: Any, where: str) -> Any:
-    """`followed`, for a visit that is marked as busy meanwhile: if the steps fail it is as before."""
+    """`followed`, for a visit that is marked as busy meanwhile: as before if the steps fail."""
     try:
         return (yield from followed(page, steps, where))
     except Exception:
