@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import acos, degrees
 from pathlib import Path
@@ -35,6 +35,7 @@ from tests.test_inside import direct, flat, vectors
 from tests.ui.models import DEMO
 
 Tensors = Mapping[str, Tensor]
+Of = Callable[[list[str]], dict[str, Any]]
 BASE, A, B = (DEMO / name for name in ("base", "a", "b"))
 
 
@@ -85,49 +86,60 @@ def parts(tensors: Tensors, at: list[str]) -> Tensor:
     return flat({name: tensors[name] for name in at})
 
 
-def test_changes_are_drawn_as_they_are(pico: dict[str, Path]) -> None:
-    """Maps, lines, bars, marks and facts, against direct computations over all elements."""
-    keys = {"base_model": pico["base"], "parameters": {"lambda": 0.7}}
-    shown = drawn(looked("task_arithmetic", [pico["a"], pico["c"]], **keys))
-    assert [*shown] == [
-        "Where the models changed", "How alike the changes are", "How much they disagree",
-        "Length of the merged change", "What is kept of each model",
-    ]  # fmt: skip
-    base, (a, c) = vectors(pico)
+@pytest.fixture
+def alike(pico: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """Models whose changes are alike, so that no figure of them is what chance would give."""
+    a, c = loaded(pico["a"]), loaded(pico["c"])
+    between = {name: (a[name] + c[name]) / 2 for name in a}
+    return pico | {"c": changed(pico["c"], tmp_path / "c", tensors=between)}
+
+
+def added(models: dict[str, Path]) -> tuple[dict[str, Picture], Tensors, Of]:
+    """Pictures of two changes that are added up, the base, and direct figures of any tensors."""
+    keys = {"base_model": models["base"], "parameters": {"lambda": 0.7}}
+    shown = drawn(looked("task_arithmetic", [models["a"], models["c"]], **keys))
+    base, (a, c) = vectors(models)
     merged = {name: 0.7 * (a[name] + c[name]) for name in base}
 
     def of(at: list[str]) -> dict[str, Any]:
         return direct(parts(base, at), [parts(a, at), parts(c, at)], parts(merged, at))
 
+    return shown, base, of
+
+
+def test_maps_of_changes(alike: dict[str, Path]) -> None:
+    """Their cells and facts, against direct computations over all elements."""
+    shown, base, of = added(alike)
+    sizes, cosines, *_ = shown.values()
     each, whole = {at: of(names) for at, names in by_cell(base).items()}, of([*base])
-    sizes, alike, differ, long, kept = shown.values()
     for number in range(2):
         expected = {at: 100 * found["size"][number] for at, found in each.items()}
         assert cells(sizes, number) == pytest.approx(expected, rel=1e-4)
     assert numbers(sizes.facts) == pytest.approx([100 * x for x in whole["size"]], abs=0.5)
     expected = {at: found["cosine"][0] for at, found in each.items()}
-    assert cells(alike) == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert numbers(alike.facts) == pytest.approx(whole["cosine"], abs=5e-3)
+    assert cells(cosines) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert numbers(cosines.facts) == pytest.approx(whole["cosine"], abs=5e-3)
 
-    columns = [*differ.figure.data[0].x]
+
+def test_lines_and_bars_of_changes(alike: dict[str, Path]) -> None:
+    """The same; chance is a dashed line beside what was found."""
+    shown, base, of = added(alike)
+    *_, differ, long, kept = shown.values()
+    columns, whole = ["in", "0", "1", "out"], of([*base])
     layers = [of([n for n in base if place(n) == column]) for column in columns]
     own, chance = differ.figure.data
-    assert columns == ["in", "0", "1", "out"]
+    assert [*own.x] == [*long.figure.data[0].x] == columns
     assert [*own.y] == pytest.approx([100 * x["conflict"] for x in layers])
     assert [*chance.y] == pytest.approx([100 * x["chance"] for x in layers])
     assert (own.line.dash, chance.line.dash) == ("solid", "dash")
     shares = [100 * whole["conflict"], 100 * whole["chance"]]
     assert numbers(differ.facts) == pytest.approx(shares, abs=0.5)
-
-    ratios = [2 * x["merged"] / sum(x["norm"]) for x in layers]
-    assert [*long.figure.data[0].y] == pytest.approx(ratios, rel=1e-4)
-    assert numbers(long.facts) == pytest.approx(
-        [2 * whole["merged"] / sum(whole["norm"])], abs=5e-3
-    )
+    ratios = [2 * x["merged"] / sum(x["norm"]) for x in (*layers, whole)]
+    assert [*long.figure.data[0].y] == pytest.approx(ratios[:-1], rel=1e-4)
+    assert numbers(long.facts) == pytest.approx(ratios[-1:], abs=5e-3)
     assert [*kept.figure.data[0].x] == pytest.approx(whole["retained"], rel=1e-4)
-    assert marks(kept) == {"all": 1} and numbers(kept.facts)[:2] == pytest.approx(
-        whole["retained"], abs=5e-3
-    )
+    assert numbers(kept.facts)[:2] == pytest.approx(whole["retained"], abs=5e-3)
+    assert marks(kept) == {"all": 1}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
