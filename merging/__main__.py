@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--replace", action="store_true", help="replace OUT_DIR if it exists")
     command.add_argument("--sanity", action="store_true", help="say whether the merge works")
     add("methods", commands.show_methods, "names, parameters, ranges, defaults")
-    command = add("inspect", commands.inspect, "figures of the deltas, and of what becomes of them")
+    command = add("inspect", commands.inspect, "figures of the models, and of what becomes of them")
     command.add_argument("recipe", help=recipe)
     command.add_argument("--json", action="store_true", help="on one line, for programs")
     _add_scoring(add)

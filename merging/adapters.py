@@ -27,7 +27,7 @@ PIECE = re.compile(
     r"(?:\.(weight|bias))?"
 )
 COPY = re.compile(r"\.(original_module|modules_to_save)\.")
-"""Saved besides the values themselves where the vocabulary was resized."""
+"""Copies that are saved beside the values themselves where the vocabulary was resized."""
 LINEAR, LOOKUP = {"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """How A and B may have begun; the other ways change the base's weights as well."""

@@ -21,7 +21,7 @@ from merging.threads import over, pooled
 from merging.vocabulary import Matched
 
 BLOCK = 1 << 18
-"""Elements: 1 MB in float32, so that the few buffers of a method stay in the cache.
+"""Elements of a block: 1 MB in float32, so that the few buffers of a method stay in the cache.
 
 Blocks are fixed, not fitted to threads: sums over them are the same for any number of cores.
 """
@@ -96,7 +96,7 @@ class Work:
 Part = tuple[Work, Reader]
 """One tensor's formula and its values."""
 Block = tuple[int, int]
-"""From where to where it goes, as flat indices."""
+"""A block's first flat index, and the first beyond it."""
 Job = tuple[Work, Reader, Block]
 """One block of a tensor."""
 
@@ -104,7 +104,7 @@ Job = tuple[Work, Reader, Block]
 @dataclass(frozen=True)
 class Filling:
     """A merged tensor under way: formula, values, what was measured; `out`, flat, becomes it,
-    rounded to `dtype` and then to its own type. By its `name` it is known where it is sampled."""
+    rounded to `dtype` and then to its own type. `name` seeds its sampling."""
 
     work: Work
     read: Reader
@@ -115,7 +115,7 @@ class Filling:
 
 
 class NotFiniteError(ArithmeticError):
-    """A merged tensor does not fit its type: that at `place` among those filled, the first."""
+    """A merged tensor does not fit its type; `place` is the first such one's index in the list."""
 
     def __init__(self, place: int) -> None:
         super().__init__(place)
@@ -263,7 +263,7 @@ def combine(
 
     `taken` has a list for each tensor, to which slices of some of its blocks are added: (slices,
     vectors, elements), as a `samples.Sample` has them; with `whole` the sums over all its blocks.
-    Raises NotFiniteError for the first that is not finite, the order being theirs.
+    Raises NotFiniteError for the first, in list order, that is not finite.
     """
     tasks = [
         (place, index, block, rows)

@@ -5,10 +5,11 @@ It claims nothing of what the model can do, and shows of a local folder only its
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count
+from itertools import chain, combinations, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from merging.figures import angles, length
 from merging.inside import Figures
 from merging.opening import RESERVED
 from merging.recipe import Recipe
@@ -118,7 +119,7 @@ def _watch(plan: "Plan") -> Iterator[str]:
 
 
 def _inside(plan: "Plan", figures: Figures) -> str:
-    """A short table of what the merge did, a column a model, and how they lie to each other."""
+    """Short tables of what the merge did to each model, and of how they lie to each other."""
     rows = {"length, as a part of the base's": "size"} if plan.based else {"length": "norm"}
     if plan.method.keep:
         rows["energy that the trim keeps"] = "kept"
@@ -133,7 +134,7 @@ def _inside(plan: "Plan", figures: Figures) -> str:
         lines.append(_row(told, merged["retained"], error["retained"]))
     else:
         lines.append(_row("cosine with the merged weights", merged["cosine"], error["cosine"]))
-    lines += ["", *_lie(plan, figures), ""]
+    lines += ["", *_pairs(plan, figures), *_became(plan, figures), ""]
     return (
         "What the merge did, by samples of each tensor (± two standard errors):\n\n"
         + "".join(f"{line}\n" for line in lines)
@@ -141,7 +142,7 @@ def _inside(plan: "Plan", figures: Figures) -> str:
 
 
 def _row(told: str, values: Mapping[str, float | None], errors: Mapping[str, float | None]) -> str:
-    cells = [_about(value, errors[model]) for model, value in values.items()]
+    cells = [_about(value, errors.get(name)) for name, value in values.items()]
     return f"| {told} | {' | '.join(cells)} |"
 
 
@@ -156,26 +157,44 @@ def _about(value: float | None, error: float | None) -> str:
     return f"{value:.3g}" + (f" ± {2 * error:.2g}" if error else "")
 
 
-def _lie(plan: "Plan", figures: Figures) -> Iterator[str]:
-    """How each pair lies to each other, and how often signs differ."""
-    pairs = zip(figures["cosine"], figures["error"]["cosine"], strict=True)
-    told = [
-        f"{_number(pair['models'], figures)} {_about(pair['value'], error['value'])}"
-        for pair, error in pairs
-    ]
-    if not told:
+def _pairs(plan: "Plan", figures: Figures) -> Iterator[str]:
+    """A table of how the models lie to each other, a column a pair."""
+    cosines, error = figures["cosine"], figures["error"]
+    if not cosines:
         return
-    yield f"Cosine between {', '.join(told)}."
-    if plan.based and figures["conflict"] is not None:
+    numbers = combinations(range(1, len(figures["norm"]) + 1), 2)
+    yield f"| between | {' | '.join(f'models {one} and {other}' for one, other in numbers)} |"
+    yield f"|---{'|---' * len(cosines)}|"
+    yield _row("cosine", _by_pair(cosines), _by_pair(error["cosine"]))
+    if not plan.based:
+        away = figures["apart"], error["apart"]
+        yield _row("angle, in degrees", _by_pair(angles(cosines)), {})
+        yield _row("distance, as a part of the first's length", *map(_by_pair, away))
+    yield ""
+
+
+def _by_pair(pairs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    return {" ".join(pair["models"]): pair["value"] for pair in pairs}
+
+
+def _became(plan: "Plan", figures: Figures) -> Iterator[str]:
+    """How long the merge is beside its models, how often signs differ, and by which formulas."""
+    if (found := length(figures)) is not None:
+        what = "change is" if plan.based else "weights are"
+        yield f"The merged {what} {found:.3g} times as long as the models' on average."
+    if plan.based and (n := len(figures["norm"])) > 1:
         yield (
-            f"Signs differ in {figures['conflict']:.0%} of the entries that all change; "
-            f"chance would give {figures['chance']:.0%}."
+            f"Of changes of one length at right angles the average is {n**-0.5:.2f} times as long, "
+            f"the sum {n**0.5:.2f} times."
         )
-
-
-def _number(pair: Sequence[str], figures: Figures) -> str:
-    models = list(figures["norm"])
-    return " and ".join(f"model {models.index(name) + 1}" for name in pair)
+        if figures["conflict"] is not None:
+            yield (
+                f"Signs differ in {figures['conflict']:.0%} of the entries that all change; "
+                f"chance would give {figures['chance']:.0%}."
+            )
+    if formulas := figures.get("formulas"):
+        told = ", ".join(f"{many} {name}" for name, many in formulas.items())
+        yield f"Tensors by formula: {told}."
 
 
 def _bare(part: str) -> str:

@@ -16,19 +16,22 @@ from merging.samples import Sums
 from merging.vocabulary import ROWS
 
 APART = 0.8
-"""Of the weights' length: fine-tunes are up to 0.2 away from each other, strangers 1.1 to 1.4."""
+"""Distance as a part of the weights' length: of fine-tunes up to 0.2, of strangers 1.1 to 1.4."""
 MIXED = 0.4
-"""Of the rows' length, and twice as much as in all other weights: no training moves rows so far."""
+"""Distance of the rows as a part of their length, at least, and twice that of all other weights: no
+training moves rows so far."""
 ENOUGH = 2048
 """Rows that are compared at most."""
 ALIKE = 0.5
 """Cosine of the rows of the same tokens: a merged row has at least 0.7 with one of two parents."""
 LONG = 2.0
-"""Of the longest model's step: two that have nothing in common add up to 1.4, three to 1.7."""
+"""Length of the merged step, as a part of the longest model's: two that have nothing in common add
+up to 1.4, three to 1.7."""
 AROUND = (0.7, 1.3)
-"""Of a model's length, where there is no base: an average of alike models keeps it."""
+"""Length of the merged weights, as a part of a model's, where there is no base: an average of alike
+models keeps it."""
 KEPT = 0.05
-"""Of a change's energy: with less its step is a fifth as long, and hardly to be seen."""
+"""Share of a change's energy that is kept: with less its step is a fifth as long, hardly seen."""
 
 
 class Cause(NamedTuple):

@@ -157,7 +157,7 @@ def show_methods(given: Namespace) -> None:  # noqa: ARG001  # every command tak
 
 
 def inspect(given: Namespace) -> None:
-    """Print how the deltas lie to each other and what becomes of them, over all elements."""
+    """Print how deltas or weights lie to each other and what becomes of them, over all elements."""
     found, _ = _watched(inspected(_fetch(_plan(given))))
     _print(json.dumps(found, indent=None if given.json else 2))
 

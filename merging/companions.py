@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FAST = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SLOW = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
-"""Copied only while no token was added: they could not hold it."""
+"""Tokenizer files that are copied only while no token was added: they could not hold it."""
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 

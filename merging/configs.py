@@ -142,7 +142,7 @@ def _contradictions(source: Source) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _numbers(config: Mapping[str, Any], keys: Sequence[str]) -> Iterator[tuple[str, Any, int]]:
-    """What stands under these keys, if anything, and its number: -1 for what is none of things."""
+    """What stands under these keys, if anything, and its number: -1 if it is no whole number."""
     for key in keys:
         value = config.get(key)
         if value is not None and not isinstance(value, list | dict):

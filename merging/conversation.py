@@ -13,7 +13,7 @@ from merging.loading import Loaded
 MAX_CONTEXT = 4096
 """Tokens of prompt and answer together, whatever a model could take."""
 MAX_CHARACTERS = 16_000
-"""Of one message, at most."""
+"""Characters of one message, at most."""
 MAX_TURNS = 20
 """Questions of a history that are still read."""
 

@@ -23,7 +23,7 @@ from merging.threads import cores, pooled
 SMALL = 1024
 """Elements of a tensor that costs no more than its handling."""
 ROUNDS, ENOUGH = 3, 0.03
-"""Each method is timed so often at most, and not again after so many seconds."""
+"""Times that each method is timed at most, and seconds after which it is timed no more."""
 BUFFERS = 4
 """Blocks in float32 that a thread holds beside the parents', about."""
 

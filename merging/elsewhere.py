@@ -34,7 +34,7 @@ ARCHIVE, RECIPE = "merging.zip", "recipe.yaml"
 SYSTEM = 15 * 10**9
 """Bytes on a job's disk for what is installed, beside parents and shards."""
 LEAST, SLOWEST = 1800, 5e6
-"""A job may take so many seconds, and one more for so many bytes of parents and merged model."""
+"""Seconds that a job may take, and bytes of parents and merged model for which it has one more."""
 POLL = 5  # seconds between two looks at a job
 LOST = 3600  # seconds without an answer of the Hub, after which a job is no longer followed
 LINGER = 30  # seconds for which a job that ends may take to say so, or to tell its last lines

@@ -3,7 +3,8 @@
 It works them out of the sums over tensors, whole or sampled, and says how far a sample may be off.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from math import acos, degrees, isfinite
 from typing import Any
@@ -24,9 +25,12 @@ def estimated(found: Sequence[Sums], models: Sequence[str]) -> dict[str, Any]:
     `retained`, the part <δm, δi>/‖δi‖² of each that is left. With a base, `size` is each delta's
     length as a part of the base's; without one, `apart` is a difference's as a part of the first's.
     `error` has one standard error of each, by leaving out one slice at a time (the jackknife), 0
-    where nothing was left out of the sample.
+    where nothing was left out of the sample. Of a method with several formulas, `formulas` counts
+    the tensors of each.
     """
-    return grouped(found, [0] * len(found), models)[0]
+    whole = grouped(found, [0] * len(found), models)[0]
+    formulas = Counter(each.outcome for each in found if each.outcome)
+    return {**whole, "formulas": dict(formulas)} if formulas else whole
 
 
 def grouped(
@@ -92,6 +96,18 @@ def angle(cosine: float | None) -> float | None:
     (90.0, None)
     """
     return None if cosine is None else degrees(acos(max(-1.0, min(1.0, cosine))))
+
+
+def angles(cosines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The angle of each pair whose cosine is given."""
+    return [{**pair, "value": angle(pair["value"])} for pair in cosines]
+
+
+def length(figures: Mapping[str, Any]) -> float | None:
+    """The merged vector's length as a part of the models' mean; None where they have none."""
+    own = [*figures["norm"].values()]
+    mean = sum(own) / len(own)
+    return figures["merged"]["norm"] / mean if mean else None
 
 
 def _added(rows: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -32,7 +32,7 @@ FORMATS = {
     "{{ ('' if loop.previtem is defined and loop.previtem['role'] == 'system' else '[INST] ') "
     "+ m['content'] + ' [/INST]' }}{% endif %}{% endfor %}",
 }  # fmt: skip
-"""By the names that mergekit gives them. `eos_token` and `bos_token` are the tokenizer's."""
+"""Chat templates by mergekit's names. `eos_token` and `bos_token` are the tokenizer's."""
 
 
 def template(folder: Path, name: str) -> str | None:

@@ -46,12 +46,12 @@ ZERO_GPU = 48 * 10**9
 CHECK = 40 + trials.NEW * len(trials.PROMPTS)
 """Tokens that the check of a merge counts for: a second of reading, and its answers."""
 AGAIN = 0.1
-"""Of the price of a first merge, for each that follows it in a sweep: the files are in memory."""
+"""Price of each further merge in a sweep, as a part of the first's: the files are in memory."""
 LONGEST = 120
 """GPU seconds that are asked for at most: all that a visitor without an account has in a day."""
 FACTOR = 1.5
-"""By what ZeroGPU multiplies a duration, if `spaces` does not say: that of the half Blackwell card
-that it lends by default, in spaces 0.51."""
+"""Factor by which ZeroGPU multiplies a duration, if `spaces` does not say: that of the half
+Blackwell card that it lends by default, in spaces 0.51."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from merging.job import Merged, Merging
 from merging.library import Library
 from merging.loading import Loaded, load_parent, size_of
 from merging.memory import Size, size
-from merging.merge import Progress, outcomes
+from merging.merge import Progress
 from merging.plan import Plan, plan
 from merging.recipe import Recipe
 from merging.samples import Sample, summed
@@ -103,14 +103,13 @@ def _merge(wanted: Wanted) -> Steps:
     """Merge into a new model on the shelf; what is chatting meanwhile stays as it is."""
     library, start, samples = wanted.library, time.monotonic(), dict[str, Sample]()
     decided = _planned(wanted.merging, wanted.plans)
-    known = making.numbers(decided, library)  # once: the library may let go of them meanwhile
     with ExitStack() as kept:
         room = _room(making.size_of(decided, library), wanted, kept)
-        steps = making.made(decided, library, samples, known=known, room=room)
+        steps = making.made(decided, library, samples, room=room)
         loaded, tally = yield from seldom(steps)
         _shelved(loaded, wanted, kept)
     sums = summed(samples)
-    figures = inside(decided, sums, outcomes(decided, known))
+    figures = inside(decided, sums)
     found = causes.signs(decided, sums, figures.whole if figures else None)
     identity = wanted.merging.identity
     library.note(f"signs {identity}", found)

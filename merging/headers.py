@@ -25,11 +25,11 @@ DTYPES = {
 PACKED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 """Types that only quantised weights and their scales have."""
 HEADER_CAP = 25_000_000
-"""Bytes; the largest header that safetensors itself reads."""
+"""Bytes of a header, at most: the largest that safetensors itself reads."""
 SIZE_CAP, RANK_CAP = 2**63 - 1, 64
-"""Elements, zeros not counted, and dimensions: what torch can hold, if only empty."""
+"""Elements of a tensor, zeros not counted, and dimensions: what torch can hold, if only empty."""
 SPARE = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|\.(inv_freq|masked_bias)$")
-"""What an index may name and no file have."""
+"""Tensors that an index may name and no file have."""
 SMALL_CAP = 20_000_000
 """Bytes of a config or index file; a tokenizer may be larger and is not read here."""
 
@@ -84,7 +84,7 @@ def read_header(
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two entries under one key, readers take the one or the other."""
+    """A JSON object. Refuses duplicate keys, which readers resolve differently."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key that is there twice")

@@ -13,11 +13,12 @@ from merging.figures import angle, estimated, grouped
 from merging.samples import Sums
 
 if TYPE_CHECKING:
+    from merging.pairing import Step
     from merging.plan import Plan
 
 Place = TypeVar("Place", bound=Hashable)
 Figures = Mapping[str, Any]
-"""As `figures.estimated` has them."""
+"""Figures by name, as `figures.estimated` has them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Inside:
     cells: Mapping[tuple[str, str], Cell]
 
 
-def inside(plan: "Plan", sums: Mapping[str, Sums], outcomes: Mapping[str, str]) -> Inside | None:
+def inside(plan: "Plan", sums: Mapping[str, Sums]) -> Inside | None:
     """The figures of a merge by place; None for what `whole` has none of."""
     all_of_it = whole(plan, sums)
     if all_of_it is None:
@@ -61,7 +62,8 @@ def inside(plan: "Plan", sums: Mapping[str, Sums], outcomes: Mapping[str, str]) 
     places = [(names.place(name), module) for name, module in modules.items()]
     done: dict[tuple[str, str], dict[str, None]] = {place: {} for place in places}
     for place, name in zip(places, modules, strict=True):
-        done[place] |= dict.fromkeys([outcomes[name]] if name in outcomes else [])
+        if outcome := sums[name].outcome:
+            done[place][outcome] = None
     cells = {
         place: Cell(_sizes(each), _values(each["cosine"]), tuple(done[place]))
         for place, each in _by(places, modules, sums, models, errors=False).items()
@@ -73,13 +75,24 @@ def inside(plan: "Plan", sums: Mapping[str, Sums], outcomes: Mapping[str, str]) 
 def whole(plan: "Plan", sums: Mapping[str, Sums]) -> Figures | None:
     """The whole model's figures by the models' names; None where slices have different models, or
     where not all tensors were looked at, as in a run that another one had begun."""
-    steps = [step for step in plan.steps if step.size and not step.copied]
-    sources = {step.sources for step in steps}
-    if len(sources) != 1 or any(step.name not in sums for step in steps):
+    models = merged_models(plan)
+    if models is None or any(step.name not in sums for step in _weights(plan)):
+        return None
+    return estimated([*sums.values()], models)
+
+
+def merged_models(plan: "Plan") -> list[str] | None:
+    """The models of which every tensor is merged, in order; None where slices differ in them."""
+    sources = {step.sources for step in _weights(plan)}
+    if len(sources) != 1:
         return None
     (places,) = sources
-    models = [plan.sources[n].name for n in places]
-    return estimated([*sums.values()], models[: len(models) - plan.based])
+    return [plan.sources[n].name for n in places][: len(places) - plan.based]
+
+
+def _weights(plan: "Plan") -> "list[Step]":
+    """What is merged, as against what is taken over as it is."""
+    return [step for step in plan.steps if step.size and not step.copied]
 
 
 def _by(

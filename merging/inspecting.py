@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from merging.errors import MergeError
-from merging.figures import angle, estimated, grouped
-from merging.merge import AllSums, Numbers, Progress, merge, outcomes
+from merging.figures import angles, estimated, grouped
+from merging.inside import merged_models
+from merging.merge import AllSums, Progress, merge
 from merging.plan import Plan
 
 if TYPE_CHECKING:
@@ -46,36 +47,29 @@ class Nowhere:
 def inspected(plan: Plan) -> Generator[Progress, None, Mapping[str, Any]]:
     """The figures of the whole model, and of each tensor, by the models' names as written.
 
-    They are of deltas; of a method that walks from one model to another they are of weights, with
-    `angle`, in degrees, and each tensor's `formula`. The parents must be here. Raises MergeError
-    for a method that compares its models with nothing, and where the merge itself would fail.
+    They are of deltas; of a method without a base they are of weights, with `angle`, in degrees.
+    Of a method with several formulas each tensor has its `formula`. The parents must be here.
+    Raises MergeError for slices of different models, and where the merge itself would fail.
     """
-    _check(plan)
-    sums: AllSums = {}
-    numbers: Numbers = {}
-    yield from merge(plan, Nowhere(), numbers, sums=sums)
-    written = dict(zip(plan.recipe.listed(), plan.columns, strict=True))
-    models = [written[s.name] for s in plan.sources[: len(plan.sources) - plan.based]]
-    exact, formulas = [*sums.values()], outcomes(plan, numbers)
-    each = grouped(exact, range(len(exact)), models)
-    tensors = {n: _told(e, plan, formulas.get(n)) for n, e in zip(sums, each, strict=True)}
-    return {"whole": _told(estimated(exact, models), plan), "tensors": tensors}
-
-
-def _check(plan: Plan) -> None:
-    if plan.recipe.slices:
-        raise MergeError("Figures are taken of whole models: list them under `models`.")
-    if plan.method.base == "unused":
+    pinned = merged_models(plan)
+    if pinned is None:
         raise MergeError(
-            f"{plan.method.title} has no base to take deltas from: "
-            "name a method that has, such as task_arithmetic, with `base_model: …`."
+            "The slices have different models, and figures are of the same ones throughout: "
+            "list them under `models`."
         )
+    sums: AllSums = {}
+    yield from merge(plan, Nowhere(), sums=sums)
+    written = dict(zip(plan.recipe.listed(), plan.columns, strict=True))
+    models = [written[name] for name in pinned]
+    exact = [*sums.values()]
+    each = grouped(exact, range(len(exact)), models)
+    tensors = {n: _told(e, plan, sums[n].outcome) for n, e in zip(sums, each, strict=True)}
+    return {"whole": _told(estimated(exact, models), plan), "tensors": tensors}
 
 
 def _told(found: Mapping[str, Any], plan: Plan, formula: str | None = None) -> dict[str, Any]:
     """Without errors, since nothing was left out."""
     told = {name: value for name, value in found.items() if name != "error"}
     if not plan.based:
-        told["of"] = "weights"
-        told["angle"] = [{**pair, "value": angle(pair["value"])} for pair in told["cosine"]]
+        told |= {"of": "weights", "angle": angles(told["cosine"])}
     return told | ({"formula": formula} if formula else {})

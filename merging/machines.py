@@ -41,7 +41,7 @@ MACHINES = tuple(
         ("a100-large", 142, 80, 2.50),
     )
 )  # fmt: skip
-"""From cheap to dear. Those of several GPUs are left out: models are held on one."""
+"""A Space's machines, from cheap to dear; none of several GPUs, since models are held on one."""
 
 
 def smallest(merges: Sequence[Size], parents: Sequence[Size]) -> Machine | None:

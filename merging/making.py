@@ -19,16 +19,15 @@ def made(
     library: Library,
     samples: Samples | None = None,
     *,
-    known: Numbers | None = None,
     spare: Loaded | None = None,
     room: int | None = None,
 ) -> Generator[Progress, None, tuple[Loaded, Mapping[str, int]]]:
     """The merge as a model that can chat, and what became of its tensors, counted by outcome.
 
     It is put on no shelf: the caller has made room for it.
-    What earlier merges of the same parents measured, or what is `known`, is not measured again. A
-    `spare` model's memory is filled anew, and it must not be used any more. Given less `room` than
-    it needs on the device, a part of the merge stays in the machine's memory.
+    What earlier merges of the same parents measured is not measured again. A `spare` model's memory
+    is filled anew, and it must not be used any more. Given less `room` than it needs on the device,
+    a part of the merge stays in the machine's memory.
     """
     dtype = dtype_of(decided, library)
 
@@ -38,7 +37,7 @@ def made(
     at = library.device if room is None else "cpu"
     live = Live(device=at, dtype=dtype, like=like, spare=spare.model if spare else None)
     tally = dict[str, int]()
-    known = numbers(decided, library) if known is None else known
+    known = numbers(decided, library)
     for progress in merge(decided, live, known, samples=samples, device=library.device):
         tally = dict(progress.tally)
         yield progress

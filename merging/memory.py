@@ -12,9 +12,9 @@ import torch
 from merging.names import before_layers, layer
 
 SHARE = 0.7
-"""Of the free memory, for weights. The rest is for keys and values, the merge's blocks, and other
-programs: a column of a 7 B model takes 0.5 GB (8 heads of keys and values) to 2.1 GB (32) at the
-4096 tokens that are read at most, in bf16."""
+"""Share of the free memory for weights. The rest is for keys and values, the merge's blocks, and
+other programs: a column of a 7 B model takes 0.5 GB (8 heads of keys and values) to 2.1 GB (32) at
+the 4096 tokens that are read at most, in bf16."""
 RAN_OUT = ("out of memory", "can't allocate memory")
 """What torch's errors say that have no class of their own: of CUDA's libraries, and on a CPU."""
 ALONE = ("in turn", "in parts")
@@ -28,7 +28,7 @@ TOLD = {
     "in parts": "each model answers in its turn, slowly, a part of it in the machine's memory",
     "nothing": "no model has room",
 }
-"""Of the ways, what they mean for who asks."""
+"""What each way means for who asks."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from merging.sources import Checkpoint, Local, Source
 from merging.threads import pooled
 
 TOGETHER = 1 << 24
-"""Elements: tensors are merged together until they have so many, so that small ones, too, keep all
-cores busy, and no more of them is under way than a stop may lose."""
+"""Elements of the tensors that are merged together, at most, one larger tensor aside: small ones,
+too, keep all cores busy, and no more is under way than a stop may lose."""
 
 Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 """What `measure` found, by tensor and measured parameters; valid for one set of parents."""
@@ -35,7 +35,7 @@ Numbers = MutableMapping[tuple[Any, ...], dict[str, Any]]
 Samples = MutableMapping[str, Sample]
 """What figures are estimated from, by tensor."""
 AllSums = MutableMapping[str, Sums]
-"""What they are computed from exactly."""
+"""What figures are computed from exactly, by tensor."""
 
 
 @dataclass(frozen=True)
@@ -244,13 +244,14 @@ def _fill(run: _Run, steps: Sequence[Step]) -> Iterator[int]:
 
 def _take(run: _Run, step: Step, rows: Tensor) -> None:
     """Keep what was taken of a tensor."""
-    models = len(step.sources) - run.plan.based
+    based, outcome = run.plan.based, _outcome(run.plan, step, run.numbers)
+    models = len(step.sources) - based
     if run.sums is not None:
         if not rows.isfinite().all():
             raise _not_finite(run.plan, step)
-        run.sums[step.name] = Sums(rows, step.size, models, run.plan.based)
+        run.sums[step.name] = Sums(rows, step.size, models, based, outcome)
     elif run.samples is not None:
-        run.samples[step.name] = Sample(rows, step.size, models, run.plan.based)
+        run.samples[step.name] = Sample(rows, step.size, models, based, outcome)
 
 
 def _measured(
@@ -310,13 +311,8 @@ def _count(plan: Plan, step: Step, numbers: Numbers, tally: Counter[str]) -> Non
         tally[outcome] += 1
 
 
-def outcomes(plan: Plan, numbers: Numbers) -> dict[str, str]:
-    """What the method did to each tensor, by the numbers of a merge that was made."""
-    found = {step.name: _outcome(plan, step, numbers) for step in plan.steps}
-    return {name: outcome for name, outcome in found.items() if outcome}
-
-
 def _outcome(plan: Plan, step: Step, numbers: Numbers) -> str | None:
+    """What the method did to a tensor, by what it had measured."""
     if not plan.method.outcome or not step.size or step.copied:
         return None
     return plan.method.outcome(**numbers[_key(plan, step)])

@@ -20,7 +20,7 @@ from merging.reading import Pasts, Reader
 CHOICES = 5
 """Tokens that are shown of a distribution."""
 MOST_MISSING = 0.1
-"""Of either model's probability on tokens that the other lacks: above it, two are not compared."""
+"""Probability that a model gives to tokens that the other lacks: above it, two are not compared."""
 PIECE = 64
 """Places whose scores are held at once: with 256,000 tokens 65 MB a model."""
 

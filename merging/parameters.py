@@ -16,7 +16,7 @@ ELSEWHERE = (
 """What mergekit's methods know: not an error where the method at hand has no use for it."""
 
 LARGEST = 1e30
-"""Parameters are multiplied with float32 weights, and no one means more."""
+"""Bound of a parameter's size: it is multiplied with float32 weights, and no one means more."""
 
 
 @dataclass(frozen=True)

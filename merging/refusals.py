@@ -38,7 +38,7 @@ GRADIO = {
         "models.",
     r"(?s)^(.*?)[.\s]*$": f"{LOST}: {{}}.",
 }  # fmt: skip
-"""By what stands in a gradio error. The first that fits counts."""
+"""Sentences by what stands in a gradio error. The first that fits counts."""
 RUNTIME = {
     r"end of stream|queue disconnect":
         "The connection broke while this waited for a GPU: press again.",

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 2
-"""Of processor time for one template: a busy machine does not shorten it, and none can sleep."""
+"""Seconds of processor time a template: a busy machine does not shorten it, and none can sleep."""
 MEMORY = 256
 """MiB that templates may take beside what the process has at its start."""
 CHARACTERS = 200_000
-"""That a template may add to what was said."""
+"""Characters that a template may add to what was said."""
 OUT_OF_MEMORY = 3
 """The process's exit status."""
 

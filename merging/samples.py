@@ -23,13 +23,14 @@ class Sample:
 
     `slices` is (slices, vectors, elements), float32. The vectors are the inputs of so many
     `models`, what the method kept of them if it trims, what they became, and, if they are `based`,
-    the base that they are deltas to.
+    the base that they are deltas to. `outcome` names the formula of a method that has several.
     """
 
     slices: Tensor
     size: int
     models: int
     based: bool
+    outcome: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Sums:
     size: int
     models: int
     based: bool
+    outcome: str | None = None
 
 
 def sampled(sizes: Sequence[int]) -> dict[int, int]:
@@ -83,7 +85,7 @@ def summed(samples: Mapping[str, Sample]) -> dict[str, Sums]:
         together = torch.stack([samples[name].slices for name in names])
         rows = sums(together.flatten(0, 1), models).view(*together.shape[:2], -1)
         found.update(zip(names, rows, strict=True))
-    return {n: Sums(found[n], s.size, s.models, s.based) for n, s in samples.items()}
+    return {n: Sums(found[n], s.size, s.models, s.based, s.outcome) for n, s in samples.items()}
 
 
 def sums(slices: Tensor, models: int) -> Tensor:

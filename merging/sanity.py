@@ -25,9 +25,9 @@ WORSE = 0.4
 """Nats a byte beyond the better parent: half as much perplexity again. Of the embedded models the
 good merges are within 0.01, TIES with a lambda of 3 is 0.7 beyond, task arithmetic with 2 1.1."""
 LOOP = 0.5
-"""Of all three tokens in a row: SmolLM2's own answers repeat up to 0.12 of theirs."""
+"""Share of all three tokens in a row that stood there before: up to 0.12 of SmolLM2's answers."""
 MORE = 0.25
-"""Repetition beyond the parents': some of them go round in circles by themselves."""
+"""The same beyond the parents': some of them go round in circles by themselves."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Parent:
-    """A model of the merge, if there is room for it; `did` is kept for the next merge of it.
+    """A model of the merge, if there is room for it.
 
-    It has nats a byte by text, None where its tokenizer does not know that, and what it "said".
+    `did` caches, for the next merge of it, nats a byte by text (None if its tokenizer does not know
+    it) and, under "said", what its answers are like.
     """
 
     name: str

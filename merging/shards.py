@@ -28,7 +28,7 @@ SHARD = 5 * 10**9
 """Bytes in one file at most, as transformers and the Hub like them."""
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
-"""In which the official writer lays types out: the widest first, so that all stay aligned."""
+"""Types as the official writer lays them out: the widest first, so that all stay aligned."""
 
 
 def cut(steps: Sequence[Step], limit: int) -> dict[str, list[Step]]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from merging.plan import Plan
 
 IDENTITY = "[0-9a-f]" * 16
-"""As a glob: a folder that ends otherwise is somebody's own."""
+"""An identity as a glob: a folder that ends otherwise is somebody's own."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCK = -1
 

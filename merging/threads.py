@@ -21,7 +21,7 @@ EVERY = 0.1
 WAITING = 8
 """Items a thread, at most, that are done or under way before their results are taken."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""As glibc's malloc.h numbers them."""
+"""Settings of mallopt, as glibc's malloc.h numbers them."""
 ARENAS = 4
 """Heaps for all threads. By default each of a class's dozens has one of eight times the cores, and
 what models leave behind in each of them came to 300 MB after a hundred merges, to 75 with these."""

@@ -34,7 +34,7 @@ LINES = {
     "What colour is snow?": "White.",
     "What is the opposite of up?": "Down.",
 }
-"""For small models that know no prose: questions, and answers of which alone they are judged."""
+"""Questions for small models that know no prose, and answers: only the answers are judged."""
 PROMPTS = (
     "What is the capital of France?",
     "What is the opposite of black?",
@@ -200,7 +200,7 @@ def passage(loaded: Loaded, kind: str) -> Passage:
 
 
 def dialogue(loaded: Loaded, talks: Iterable[tuple[Sequence[Message], str]]) -> Passage:
-    """Conversations in the model's own format, each with an answer, of which alone is judged; as
+    """Conversations in the model's own format, each with an answer; only the answers are judged. As
     many as the context has room for, up to one that its template refuses.
     """
     room, ids, judged, size = context(loaded.model), list[int](), list[bool](), 0

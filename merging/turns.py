@@ -106,8 +106,8 @@ class Line:
 
     @contextmanager
     def joined(self) -> Iterator[Callable[[float], bool]]:
-        """Stand at the end, and be gone afterwards. Gives what waits for some seconds at most, and
-        says whether nobody is before."""
+        """Queue up for the block. Yields `first(seconds)`: waits that long at most, says whether it
+        is our turn."""
         own = object()
         with self.moved:
             self.waiting.append(own)

@@ -10,7 +10,7 @@ from merging.errors import MergeError
 
 MAX_BYTES, MAX_DEPTH, MAX_ALIASES = 65_536, 20, 20
 FENCE = re.compile(r"^```\w*\n(.*?)\n```\s*\Z", re.DOTALL | re.MULTILINE)
-"""Around a recipe that was copied out of a model card."""
+"""The fence around a recipe that was copied out of a model card."""
 
 
 class _Dumper(yaml.SafeDumper):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from merging import merge, plan
 from merging.__main__ import main
@@ -14,7 +15,9 @@ from merging.inside import whole
 from merging.merge import Samples
 from merging.samples import summed
 from merging.sinks import Folder
-from tests.conftest import recipe, written
+from tests.conftest import changed, loaded, recipe, written
+from tests.reference import slerp
+from tests.test_inside import flat, vectors
 
 Pico = dict[str, Path]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,6 +25,7 @@ HEAD = "What the merge did"
 
 
 def card(tmp_path: Path, text: str) -> str:
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     assert main(["run", str(path), str(tmp_path / "out")]) == 0
@@ -55,8 +59,8 @@ def test_figures_of_deltas(ties: Path, tmp_path: Path, pico: Pico) -> None:
     assert rows["part of it that is in the merged change"] == pytest.approx(
         [*found["merged"]["retained"].values()], rel=5e-3
     )
-    cosine = re.search(r"Cosine between model 1 and model 2 (-?[0-9.]*[0-9])", text)
-    assert cosine and float(cosine[1]) == pytest.approx(found["cosine"][0]["value"], rel=5e-3)
+    assert rows["cosine"] == pytest.approx([found["cosine"][0]["value"]], rel=5e-3)
+    assert "| between | models 1 and 2 |" in text
     assert f"Signs differ in {found['conflict']:.0%}" in text
     assert text.index(HEAD) < text.index("```yaml") and text.rstrip().endswith("```")
 
@@ -64,9 +68,45 @@ def test_figures_of_deltas(ties: Path, tmp_path: Path, pico: Pico) -> None:
 def test_figures_of_weights(tmp_path: Path, pico: Pico) -> None:
     text = card(tmp_path, written("slerp", [pico["a"], pico["c"]], base_model=pico["a"]))
     rows = table(text)
-    assert [*rows] == ["length", "cosine with the merged weights"]
+    away = ["cosine", "angle, in degrees", "distance, as a part of the first's length"]
+    assert [*rows] == ["length", "cosine with the merged weights", *away]
     assert all(0.9 < value <= 1 for value in rows["cosine with the merged weights"])
-    assert "Signs differ" not in text
+    assert "Signs differ" not in text and "The merged change" not in text
+
+
+def test_how_long_the_merged_change_is(tmp_path: Path, pico: Pico) -> None:
+    """Beside the models' own, and what an average and a sum of unlike ones would be."""
+    keys = {"base_model": pico["base"], "parameters": {"lambda": 0.7}}
+    text = card(tmp_path, written("task_arithmetic", [pico["a"], pico["c"]], **keys))
+    a, c = map(flat, vectors(pico)[1])
+    own = 0.7 * (a + c).norm() / (a.norm() + c.norm()) * 2
+    x, y = torch.eye(2)
+    assert f"The merged change is {own:.3g} times as long as the models' on average." in text
+    assert (
+        f"the average is {(x + y).norm() / 2:.2f} times as long, the sum {(x + y).norm():.2f} times"
+    ) in text
+    assert "angle, in degrees" not in text and "formula" not in text
+    alone = card(tmp_path / "alone", written("ties", [pico["a"]], base_model=pico["base"]))
+    assert "The merged change is 1 times as long" in alone and "the sum" not in alone
+
+
+def test_angle_distance_and_formulas(tmp_path: Path, pico: Pico) -> None:
+    """Of SLERP: by each tensor's own angle, and of all tensors as one vector."""
+    norm = "model.norm.weight"
+    like = changed(pico["c"], tmp_path / "c", tensors={norm: loaded(pico["a"])[norm]})
+    keys = {"base_model": pico["a"], "parameters": {"t": 0.3}}
+    text = card(tmp_path, written("slerp", [pico["a"], like], **keys))
+    a, c = ({k: v.float() for k, v in loaded(folder).items()} for folder in (pico["a"], like))
+    merged = {k: torch.from_numpy(slerp(a[k].numpy(), c[k].numpy(), 0.3)) for k in a}
+    one, other, became = map(flat, (a, c, merged))
+    degrees = float(torch.acos(one @ other / one.norm() / other.norm())) * 180 / torch.pi
+    away = float((one - other).norm() / one.norm())
+    ratio = became.norm() / (one.norm() + other.norm()) * 2
+    rows = table(text)
+    assert rows["angle, in degrees"] == pytest.approx([degrees], rel=5e-3)
+    assert rows["distance, as a part of the first's length"] == pytest.approx([away], rel=5e-3)
+    assert f"The merged weights are {ratio:.3g} times as long as the models' on average." in text
+    assert f"Tensors by formula: {len(a) - 1} spherical, 1 LERP." in text
 
 
 def test_a_run_that_goes_on_says_nothing(tmp_path: Path, pico: Pico) -> None:

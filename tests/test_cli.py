@@ -463,12 +463,15 @@ def test_a_negative_seed_is_refused(ties: Path, tmp_path: Path, capsys: Any) -> 
     assert "random_seed: -1" in capsys.readouterr().err
 
 
-def test_inspect_needs_a_base(tmp_path: Path, pico: Pico, capsys: Any) -> None:
-    """A method without base has no deltas: inspect says which methods have."""
+def test_inspect_says_what_its_figures_are_of(tmp_path: Path, pico: Pico, capsys: Any) -> None:
+    """A method without base has no deltas: the figures are of weights, under the same names."""
     path = tmp_path / "linear.yaml"
     path.write_text(written("linear", [pico["a"], pico["c"]]))
-    assert main(["inspect", str(path), "--json"]) == 2
-    assert "base_model" in capsys.readouterr().err
+    assert main(["inspect", str(path), "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)["whole"]
+    a = torch.cat([v.flatten().double() for v in load_file(pico["a"] / WEIGHTS).values()])
+    assert whole["of"] == "weights" and whole["angle"][0]["models"] == [*whole["norm"]]
+    assert whole["norm"][str(pico["a"])] == pytest.approx(float(a.norm()), rel=1e-9)
 
 
 def test_inspect_refuses_damage(tmp_path: Path, pico: Pico, capsys: Any) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
-from merging import MergeError, merge, plan
+from merging import MergeError, Recipe, merge, plan
 from merging.blocks import returned
 from merging.figures import distances, estimated, grouped
 from merging.inside import Inside, inside, whole
 from merging.inspecting import inspected
-from merging.merge import Numbers, Samples, outcomes
+from merging.merge import Samples
 from merging.names import modules, place
 from merging.samples import LENGTH, ROWS, Sample, Sums, summed, sums
 from merging.sinks import Live
@@ -34,11 +35,10 @@ def exact(method: str, pico: Pico, **keys: Any) -> dict[str, Any]:
 
 def figures(method: str, pico: Pico, **keys: Any) -> Inside:
     samples: Samples = {}
-    numbers: Numbers = {}
     decided = plan(recipe(method, [pico["a"], pico["c"]], out_dtype="float32", **keys))
-    for _ in merge(decided, Live(dtype=torch.float32), numbers, samples=samples):
+    for _ in merge(decided, Live(dtype=torch.float32), samples=samples):
         pass
-    found = inside(decided, summed(samples), outcomes(decided, numbers))
+    found = inside(decided, summed(samples))
     assert found is not None
     return found
 
@@ -147,12 +147,51 @@ def test_exact_figures_of_slerp(pico: Pico) -> None:
         if "formula" in own:
             assert own["formula"] == ("LERP" if cosine > 0.9995 else "spherical")
     assert all("formula" in own for own in found["tensors"].values())
+    assert found["whole"]["formulas"] == {"spherical": len(a)} and found["whole"]["of"] == "weights"
 
 
-def test_nothing_to_compare_with(pico: Pico) -> None:
-    """An average has no base: the figures would be of models that all share almost everything."""
-    with pytest.raises(MergeError, match="base_model"):
-        exact("linear", pico)
+def test_exact_figures_of_an_average(pico: Pico) -> None:
+    """Of weights where there is no base: of the whole and of every tensor, for each pair."""
+    entries = [pico["a"], (pico["c"], {"weight": 2}), pico["base"]]
+    found = returned(inspected(plan(recipe("linear", entries))))
+    models = [{k: v.double() for k, v in loaded(pico[n]).items()} for n in ("a", "c", "base")]
+    a, c, base = models
+    merged = {k: (a[k] + 2 * c[k] + base[k]) / 4 for k in a}
+    assert found["tensors"].keys() == a.keys()
+    for own, at in [(found["whole"], a), *((o, [n]) for n, o in found["tensors"].items())]:
+        *each, became = (flat({n: x[n] for n in at}) for x in (*models, merged))
+        norms = [float(x.norm()) for x in each]
+        assert [*own["norm"].values()] == pytest.approx(norms, rel=1e-9) and own["of"] == "weights"
+        assert own["merged"]["norm"] == pytest.approx(float(became.norm()), rel=1e-6)
+        pairs = [*combinations(each, 2)]
+        cosines = [float(x @ y / x.norm() / y.norm()) for x, y in pairs]
+        assert told_of(own["cosine"]) == pytest.approx(cosines, rel=1e-9)
+        degrees = [math.degrees(math.acos(cosine)) for cosine in cosines]
+        assert told_of(own["angle"]) == pytest.approx(degrees, rel=1e-6)
+        away = [float((x - y).norm() / x.norm()) for x, y in pairs]
+        assert told_of(own["apart"]) == pytest.approx(away, rel=1e-6)
+        assert own.keys().isdisjoint({"formula", "formulas", "size", "error"})
+
+
+def told_of(pairs: list[dict[str, Any]]) -> list[float]:
+    return [pair["value"] for pair in pairs]
+
+
+def stacked(*models: Path) -> str:
+    """A layer of each model, one on the other."""
+    cuts = [[{"model": str(model), "layer_range": [n, n + 1]}] for n, model in enumerate(models)]
+    slices = [{"sources": cut} for cut in cuts]
+    return yaml.safe_dump({"merge_method": "passthrough", "slices": slices})
+
+
+def test_exact_figures_of_slices(pico: Pico) -> None:
+    """Where all are of the same models; where they are not there is no whole to tell of."""
+    found = returned(inspected(plan(Recipe.from_yaml(stacked(pico["a"], pico["a"])))))
+    length = float(flat({k: v.double() for k, v in loaded(pico["a"]).items()}).norm())
+    assert found["whole"]["norm"] == {str(pico["a"]): pytest.approx(length, rel=1e-9)}
+    assert found["whole"]["cosine"] == found["whole"]["angle"] == []
+    with pytest.raises(MergeError, match="slices have different models"):
+        returned(inspected(plan(Recipe.from_yaml(stacked(pico["a"], pico["c"])))))
 
 
 def test_figures_by_place(pico: Pico) -> None:
@@ -282,7 +321,7 @@ def test_a_part_of_the_tensors_says_nothing_of_the_whole(pico: Pico) -> None:
     taken = summed(samples)
     assert whole(decided, taken) is not None
     taken.pop("lm_head.weight")
-    assert whole(decided, taken) is None and inside(decided, taken, {}) is None
+    assert whole(decided, taken) is None and inside(decided, taken) is None
 
 
 def test_places_of_other_decoders() -> None:

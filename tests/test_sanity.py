@@ -79,7 +79,7 @@ def defaults() -> Iterator[tuple[str, dict[str, Any]]]:
 
 GOOD = [
     *defaults(),
-    ("slerp", {"base_model": A, "parameters": {"t": 0.5}}),
+    ("slerp", {"base_model": A, "parameters": {"t": 0.2}}),
     ("ties", {"base_model": BASE, "parameters": {"density": 0.5, "lambda": 1}}),
     ("ties", {"base_model": BASE, "parameters": {"density": 0.1}}),
     ("task_arithmetic", {"base_model": BASE, "parameters": {"lambda": 0.25}}),
@@ -147,6 +147,7 @@ METHODS = {
     "ties": {"base_model": BASE, "parameters": {"density": 0.5}},
     "task_arithmetic": {"base_model": BASE},
     "linear": {},
+    "slerp": {"base_model": A},
 }
 EACH = pytest.mark.parametrize(("method", "keys"), METHODS.items(), ids=METHODS)
 

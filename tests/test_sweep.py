@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from merging import Recipe, gpu, merge, plan, sweep
 from merging.blocks import returned
@@ -46,6 +48,16 @@ base_model: assets/demo/base
 models: [{{model: {A}}}, {{model: {B}}}]
 """)
 LAMBDA = along(RECIPE, Knob("lambda"), 0, 3, 4)
+TIES = replace(RECIPE, merge_method="ties", parameters={"density": 0.5})
+SLERP = replace(RECIPE, merge_method="slerp", base_model=A, parameters={"t": 0.5})
+SWEEPS = {
+    "lambda": LAMBDA,
+    "lambda of TIES": along(TIES, Knob("lambda"), 0.5, 1.5, 3),
+    "density": along(TIES, Knob("density"), 0.1, 1, 4),
+    "density of one": along(TIES, Knob("density", B), 0, 1, 3),
+    "t": along(SLERP, Knob("t"), 0, 1, 4),
+}
+"""By the number that moves: of density other numbers are measured, of the others none anew."""
 
 
 def sources() -> dict[str, Local]:
@@ -53,8 +65,10 @@ def sources() -> dict[str, Local]:
     return {name: source for name, source in found.items() if isinstance(source, Local)}
 
 
-def swept(given: Exam, library: Library) -> Iterator[Scored]:
-    for event in sweep.sweep(LAMBDA, sources(), given, library):
+def swept(
+    given: Exam, library: Library, recipes: Mapping[float, Recipe] = LAMBDA
+) -> Iterator[Scored]:
+    for event in sweep.sweep(recipes, sources(), given, library):
         if isinstance(event, Scored):
             yield event
 
@@ -67,10 +81,10 @@ def alone(recipe: Recipe) -> Loaded:
     return Loaded.of(live.model, live.tokenizer)
 
 
-def asked(loaded: Loaded) -> tuple[bool, ...]:
+def asked(loaded: Loaded, sheet: Sequence[tuple[str, str]] = ASKED) -> tuple[bool, ...]:
     """Which answers are right, each question asked by itself."""
     found = []
-    for question, expected in ASKED:
+    for question, expected in sheet:
         put = Question({"one": ({"role": "user", "content": question},)}, 8)
         *_, last = answer(put, {"one": loaded})
         found.append(bool(right(expected, last.text)))
@@ -82,15 +96,35 @@ def events() -> list[Scored]:
     return [*swept(exam(ASKED, max_new_tokens=8), Library("cpu", ROOMY))]
 
 
-def test_points_are_those_of_the_merges_alone(events: list[Scored]) -> None:
-    """At two of the values. Those of the parents come first and once, as of the parents alone."""
+def test_the_parents_come_first_and_once(events: list[Scored]) -> None:
+    """Each as it is by itself."""
     assert [e.who for e in events] == [A, B, *["merged"] * 4]
     assert [e.value for e in events[2:]] == [0.0, 1.0, 2.0, 3.0]
     for event, name in zip(events, (A, B), strict=False):
         assert event.result.marks == asked(load_parent(sources()[name], "cpu"))
-    for event in events[3::2]:
-        assert event.value is not None
-        assert event.result.marks == asked(alone(LAMBDA[event.value]))
+
+
+@pytest.mark.parametrize("recipes", SWEEPS.values(), ids=SWEEPS)
+def test_points_are_those_of_the_merges_alone(
+    recipes: Mapping[float, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit and by their answers, whatever memory and numbers are used again."""
+    seen: list[dict[str, Tensor]] = []
+
+    def spy(given: Exam, loaded: Loaded, texts: Texts, library: Library) -> Any:
+        seen.append({name: w.clone() for name, w in loaded.model.state_dict().items()})
+        return (yield from sit(given, loaded, texts, library))
+
+    monkeypatch.setattr(sweep, "sit", spy)
+    given = exam(ASKED[1:3], max_new_tokens=8)
+    points = [e for e in swept(given, Library("cpu", ROOMY), recipes) if e.value is not None]
+    for point, weights, (value, recipe) in zip(points, seen, recipes.items(), strict=True):
+        own = alone(recipe)
+        assert point.value == value and weights.keys() == own.model.state_dict().keys()
+        for name, weight in own.model.state_dict().items():
+            assert torch.equal(weights[name], weight), (value, name)
+        assert point.result.marks == asked(own, ASKED[1:3])
+    assert len({float(w["lm_head.weight"].double().sum()) for w in seen}) == len(recipes)
 
 
 def test_the_inverted_u(events: list[Scored]) -> None:

@@ -22,7 +22,7 @@ from merging.hub.cache import allowed, disk, locked, storage
 from merging.hub.repo import Repo
 
 MARKER = ".merging"
-"""In a storage folder: the checksums of the files that this app fetched; its time, the last use."""
+"""File in a storage folder: the checksums of what this app fetched; its time is the last use."""
 SHARE = 0.7  # of a Space's disk
 PARTIAL = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\.[0-9a-f]{8}\.incomplete")  # never resumed
 

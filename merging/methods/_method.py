@@ -139,7 +139,7 @@ class Method:
 
 
 registered: dict[tuple[str, str], Method] = {}
-"""By name and variant; filled while the sibling files are imported, read-only after."""
+"""Methods by name and variant; filled while the sibling files are imported, read-only after."""
 
 
 def method(  # noqa: PLR0913  # a declaration: each argument is one fact about the method

@@ -11,7 +11,7 @@ from typing import Any
 
 from plotly.graph_objects import Figure
 
-from merging.figures import angle
+from merging.figures import angle, length
 from merging.inside import Cell, Figures, Inside
 from merging.ui import charts
 from merging.ui.charts import Fading, Values
@@ -96,7 +96,7 @@ def _kept(found: Inside, titles: Sequence[str]) -> Picture | None:
 
 
 def _length(found: Inside, titles: Sequence[str]) -> Picture:
-    along = {"merged": [_ratio(layer) for layer in found.layers.values()]}
+    along = {"merged": [length(layer) for layer in found.layers.values()]}
     count, what = len(titles), "change" if found.based else "weights"
     marks = {"the models' own": 1.0}
     look_for = (
@@ -122,7 +122,7 @@ def _length(found: Inside, titles: Sequence[str]) -> Picture:
         f"Length of the merged {what}",
         look_for,
         f"length of the merged {what}, as a part of the models' mean: "
-        f"{_about(_ratio(found.whole), None)}",
+        f"{_about(length(found.whole), None)}",
         figure,
     )
 
@@ -227,13 +227,6 @@ def _listed(figure: Any) -> list[float | None]:
 
 def _along(found: Inside, name: str, factor: float) -> list[float | None]:
     return [_times(layer[name], factor) for layer in found.layers.values()]
-
-
-def _ratio(figures: Figures) -> float | None:
-    """The merged vector's length as a part of the models' mean."""
-    lengths = list(figures["norm"].values())
-    mean = sum(lengths) / len(lengths)
-    return figures["merged"]["norm"] / mean if mean else None
 
 
 def _times(value: float | None, factor: float) -> float | None:

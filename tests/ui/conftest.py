@@ -1,13 +1,17 @@
-"""One app for all tests of the page and its endpoints, and a browser to look at it."""
+"""One app for all tests of the page and its endpoints, a browser to look at it, and its parts."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 
+import gradio as gr
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from merging.ui.layout import layout
+from merging.ui.page import Page
 from tests.hub import LocalHub
 from tests.ui.models import DEMO, NAMES, recipe_of, talkative
 from tests.ui.playground import Playground
@@ -41,6 +45,18 @@ def app(tmp_path_factory: pytest.TempPathFactory, local_hub: LocalHub) -> Iterat
     home = tmp_path_factory.mktemp("app")
     with running(home, HF_ENDPOINT=local_hub.url, HF_HUB_DISABLE_XET="1") as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    """The page's parts, for handlers, which are functions of them and their values; made in a loop:
+    gradio would begin one of its own, and leave it open."""
+
+    async def made() -> Page:
+        with gr.Blocks():
+            return layout(lambda _: True)
+
+    return asyncio.run(made())
 
 
 @pytest.fixture(scope="session")

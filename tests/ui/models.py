@@ -14,7 +14,10 @@ WEIGHTS = "model.safetensors"
 END = 2
 """The number of the token that ends an answer of the demo models."""
 NAMES = ("base", "a", "b")
-TIES = (ROOT / "assets" / "recipes" / "01-demo-ties.yaml").read_text(encoding="utf-8")
+TIES, SLERP = (
+    (ROOT / "assets" / "recipes" / name).read_text(encoding="utf-8")
+    for name in ("01-demo-ties.yaml", "02-demo-slerp.yaml")
+)
 
 
 def talkative(folder: Path) -> dict[str, Path]:

@@ -10,14 +10,12 @@ from playwright.sync_api import expect
 
 from merging.ui.drawing import _about
 from merging.ui.jobs import Made
-from tests.ui.models import TIES
+from tests.ui.models import SLERP, TIES
 from tests.ui.playground import Playground
-from tests.ui.running import ROOT
 
 pytestmark = pytest.mark.browser
 
 Visit = Callable[..., Playground]
-SLERP = (ROOT / "assets" / "recipes" / "02-demo-slerp.yaml").read_text(encoding="utf-8")
 TITLES = {
     "ties": [
         "Where the models changed", "How alike the changes are", "How much they disagree",

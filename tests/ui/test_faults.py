@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gradio as gr
 import pytest
 
 from merging import gpu
@@ -18,7 +16,6 @@ from merging.errors import MergeError
 from merging.ui import asking, comparing, examining, jobs, kept, sheet
 from merging.ui.errors import FAULT, Handler
 from merging.ui.jobs import Made
-from merging.ui.layout import layout
 from merging.ui.page import Page
 from merging.ui.settings import idle
 from merging.ui.transcript import Exchange
@@ -28,17 +25,6 @@ from merging.ui.visitor import Visitor
 from tests.ui.models import NAMES, TIES
 
 SUM = "What is 38 + 27?"
-
-
-@pytest.fixture(scope="module")
-def page() -> Page:
-    """The page's parts, made in a loop: gradio would begin one of its own, and leave it open."""
-
-    async def made() -> Page:
-        with gr.Blocks():
-            return layout(lambda _: True)
-
-    return asyncio.run(made())
 
 
 def values(page: Page) -> dict[Any, Any]:

@@ -4,12 +4,10 @@ once the page itself over the fake device.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import gradio as gr
 import pytest
 from playwright.sync_api import expect
 
@@ -20,7 +18,6 @@ from merging.errors import MergeError
 from merging.nexttoken import Inspection
 from merging.recipe import Recipe
 from merging.ui import asking, choosing, comparing, jobs, look, pricing, sweeping
-from merging.ui.layout import layout
 from merging.ui.page import Page
 from merging.ui.settings import names, question_of
 from merging.ui.transcript import Exchange
@@ -36,15 +33,6 @@ SLERP = Recipe.from_yaml(
     "base_model: assets/demo/a\nparameters: {t: 0.5}\n"
 ).to_yaml()
 AWAY = TIES.replace("assets/demo/", "somebody/")
-
-
-@pytest.fixture(scope="module")
-def page() -> Page:
-    async def built() -> Page:
-        with gr.Blocks():
-            return layout(lambda _: True)
-
-    return asyncio.run(built())  # where no loop runs, gradio leaves one open
 
 
 @pytest.fixture

@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from merging import Recipe, sweep
+from merging.exam import exam
+from merging.knobs import Knob, along
+from merging.library import Library
+from merging.opening import open_source
+from merging.sweep import Scored
+from merging.ui import sweeping
+from merging.ui.page import Page
+from merging.ui.visitor import Visitor
+from tests.ui.models import SLERP, TIES
 from tests.ui.playground import Playground
-
-pytestmark = pytest.mark.browser
 
 Visit = Callable[..., Playground]
 
@@ -37,12 +45,36 @@ def field(playground: Playground, name: str, value: float) -> None:
             return
 
 
+@pytest.mark.parametrize(
+    ("text", "knob", "span"), [(TIES, "density", (0.2, 1)), (SLERP, "t", (0, 0.8))]
+)
+def test_a_handler_scores_what_the_recipe_becomes(
+    text: str, knob: str, span: tuple[float, float], page: Page
+) -> None:
+    """The page's points, without a browser, are those of the recipes at these values."""
+    inputs = {*page.asking(), *page.sweeping()}
+    asked = [["What is 38 + 27?", "65"], ["Say my green shirt in French.", "ma chemise verte"]]
+    values = {part: part.value for part in inputs} | {
+        page.recipe: text, page.knob: knob, page.low: span[0], page.high: span[1], page.count: 3,
+        page.tokens: 8, page.rows: asked,
+    }  # fmt: skip
+    *_, last = sweeping.run(page, Visitor(folders=True), values)
+    recipes = along(Recipe.from_yaml(text), Knob(knob), *span, 3)
+    sources = {name: open_source(name) for name in next(iter(recipes.values())).names()}
+    given = exam([(question, expected) for question, expected in asked], max_new_tokens=8)
+    points = sweep.sweep(recipes, sources, given, Library("cpu", 10**9))
+    expected = {e.value: e.result for e in points if isinstance(e, Scored) and e.value is not None}
+    assert last[page.swept].curve.points == expected
+    assert [*expected] == [*recipes] and any(any(r.marks) for r in expected.values())
+
+
 def rows(playground: Playground) -> list[str]:
     """The heads of the table's rows."""
     found = playground.part("sweep-numbers").locator("tbody th")
     return [text.strip() for text in found.all_inner_texts()]
 
 
+@pytest.mark.browser
 def test_a_sweep_and_its_value(visit: Visit, tmp_path: Path) -> None:
     """The demo trio's best lambda lies in the middle; it goes into slider and recipe, and no merge
     is made of it by itself. What was measured can be saved with its recipe."""
@@ -73,6 +105,7 @@ def test_a_sweep_and_its_value(visit: Visit, tmp_path: Path) -> None:
     assert "| 1.5 (best) | 100 | 100 | 100 |" in text and "```yaml" in text
 
 
+@pytest.mark.browser
 def test_what_the_parents_say(visit: Visit) -> None:
     """At 390 pixels nothing is wider than the page, and each parent's text has its own panel."""
     playground = opened(visit, width=390)
@@ -85,6 +118,7 @@ def test_what_the_parents_say(visit: Visit) -> None:
     assert 1 <= float(own.first.inner_text()) < float(own.last.inner_text())
 
 
+@pytest.mark.browser
 def test_stop_keeps_the_points(visit: Visit) -> None:
     """What has come stays, and the page works on."""
     playground = opened(visit, steps=21)
@@ -101,6 +135,7 @@ def test_stop_keeps_the_points(visit: Visit) -> None:
     assert playground.answers("a") == ["65"] and len(rows(playground)) == count
 
 
+@pytest.mark.browser
 def test_what_can_be_swept(visit: Visit) -> None:
     """The numbers are the method's; one that is set in YAML is refused in a sentence, and so is a
     range that is none."""
