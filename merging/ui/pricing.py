@@ -17,7 +17,7 @@ CHARACTERS = 4
 """Of a token, about: an answer that is looked into is as long as its tokens allow, at most."""
 
 
-def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Seconds for each kind of click, by who would answer, and what is set."""
     if values[page.sizes] is None:
         yield {page.price: look.UNPRICED}
