@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,8 +144,7 @@ def test_readmes_prices() -> None:
         for billions, fits in ((float(said) - 0.05, True), (float(said) + 0.05, False)):
             spent = alike(int(2 * billions * GB), room=machine.room)
             assert (way(spent) == "all at once") == fits
-        prices = [f"${n * machine.hourly:.2f}" if machine.hourly else "free" for n in (1, 2)]
-        assert [hour, two] == prices
+        assert [hour, two] == [f"${n * machine.hourly:.2f}" for n in (1, 2)]
 
 
 def test_keys_and_values_have_room() -> None:
@@ -198,15 +198,15 @@ def test_a_job_has_time_enough(pico: Pico) -> None:
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Pico:
-    """Three models of three million elements."""
+    """Three models of twelve million elements: merges whose handling is little beside the rest."""
     root, generator = tmp_path_factory.mktemp("larger"), torch.Generator().manual_seed(0)
     shapes = {
         "model.embed_tokens.weight": (64, 1024), "model.norm.weight": (1024,),
-        **{f"model.layers.{n}.mlp.up_proj.weight": (1024, 1024) for n in range(3)},
+        **{f"model.layers.{n}.mlp.up_proj.weight": (1024, 1024) for n in range(12)},
     }  # fmt: skip
     base = {k: torch.randn(shape, generator=generator) for k, shape in shapes.items()}
     settings = {
-        "num_hidden_layers": 3, "hidden_size": 1024, "intermediate_size": 1024,
+        "num_hidden_layers": 12, "hidden_size": 1024, "intermediate_size": 1024,
         "tie_word_embeddings": True,
     }  # fmt: skip
     for name in ("base", "a", "c"):
@@ -226,21 +226,25 @@ class Unbuilt(Live):
 
 
 @pytest.mark.parametrize("method", ["ties", "slerp", "linear"])
-def test_seconds_are_about_right(method: str, larger: Pico) -> None:
-    """Within a factor of three of what the merge then takes, and quickly said."""
+def test_seconds_are_about_right(
+    method: str, larger: Pico, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a factor of three of what the merge then takes, and quickly said: all by the seconds
+    that processors spent, of which other programs take none.
+    """
+    clock = time.process_time
+    monkeypatch.setattr(costs, "time", SimpleNamespace(monotonic=clock, perf_counter=clock))
     base = larger["a" if method == "slerp" else "base"]
     found = plan(recipe(method, [larger["a"], larger["c"]], base_model=base))
-    for last in (*[False] * 7, True):  # other programs take their share of the machine
-        start = time.perf_counter()
-        said = costs.seconds(found)
-        took = time.perf_counter() - start
-        start = time.perf_counter()
-        for _ in merge(found, Unbuilt(dtype=torch.float32)):
-            pass
-        real = time.perf_counter() - start
-        if said and real / 3 < said < real * 3 and took < 0.5:
-            return
-        assert not last, f"{said} s said in {took} s, {real} s needed"
+    start = clock()
+    said = costs.seconds(found)
+    took = clock() - start
+    start = clock()
+    for _ in merge(found, Unbuilt(dtype=torch.float32)):
+        pass
+    real = clock() - start
+    assert said and real / 3 < said < real * 3
+    assert took < 0.5
 
 
 def test_values_that_cannot_be_timed(pico: Pico) -> None:

@@ -38,7 +38,7 @@ def check(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield {page.judged: (made.identity, shown, works)}
 
 
-def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """The verdict, if it is still of the last merge: another one may be under way, or be made."""
     visit: Visit = values[page.visit]
     identity, line, _ = values[page.judged]

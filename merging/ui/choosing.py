@@ -70,7 +70,7 @@ def _used(page: Page, visitor: Visitor, text: str) -> Iterator[Updates]:
 
 
 @shows_errors("notes")
-def change_form(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def change_form(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """A control moved: the recipe follows."""
     yield _rewritten(page, values)
 
@@ -115,11 +115,11 @@ def check(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield from _checked(page, visitor, values[page.recipe])
 
 
-def title(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def title(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield showing.heads(page, values[page.visit], values)
 
 
-def fold_base(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def fold_base(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     shown = bool(values[page.show_base] and values[page.form.pickers["base"]])
     yield {page.columns["base"].box: gr.update(visible=shown)}
 

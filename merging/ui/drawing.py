@@ -22,16 +22,16 @@ SAMPLED = (
 )
 
 
-def opened(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def opened(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Draw the last merge, and those to come."""
     yield {page.drawn: True, **_drawn(page, values[page.visit])}
 
 
-def closed(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def closed(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield {page.drawn: False}
 
 
-def draw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def draw(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """The last merge's pictures, if the panel is open."""
     yield (
         _drawn(page, values[page.visit]) if values[page.drawn] else {page.inside_status: gr.skip()}

@@ -17,26 +17,29 @@ MOST = 30
 """Merges that are remembered."""
 AGES = ((86400, "d"), (3600, "h"), (60, "min"))
 """Seconds of what an age is told in."""
-LATEST = 1e12
+LARGEST = 1e12
+"""Of any number that is kept: seconds since 1970, or bytes of a model."""
 OFF = "off"
 """A switch that is not on, whether it is written down or not."""
 FIELDS = {
-    "id": str, "title": str, "recipe": str, "pins": dict, "differs": str, "when": int | float,
-    "seconds": int | float, "works": bool | None,
+    "id": str, "title": str, "recipe": str, "pins": dict, "sizes": dict, "differs": str,
+    "when": int | float, "seconds": int | float, "works": bool | None,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Past:
-    """One merge: its pinned `recipe`, `pins` from the names as written, what `differs` from the
-    merge before, `when` it was made in seconds since 1970, how many it took (0 where it was found),
-    and whether it `works`, None where that is not known.
+    """One merge: its pinned `recipe`, `pins` from the names as written, `sizes` in bytes of its
+    models by their pinned names, what `differs` from the merge before, `when` it was made in
+    seconds since 1970, how many it took (0 where it was found), and whether it `works`, None where
+    that is not known.
     """
 
     id: str
     title: str
     recipe: str
     pins: Mapping[str, str]
+    sizes: Mapping[str, int]
     differs: str
     when: float
     seconds: float
@@ -63,8 +66,14 @@ def _is_one(each: Any) -> bool:
         isinstance(each, dict)
         and each.keys() == FIELDS.keys()
         and all(isinstance(each[name], kind) for name, kind in FIELDS.items())
-        and all(0 <= each[name] < LATEST for name in ("when", "seconds"))
+        and all(0 <= each[name] < LARGEST for name in ("when", "seconds"))
+        and all(type(size) is int and 0 <= size < LARGEST for size in each["sizes"].values())
     )
+
+
+def chosen(kept: Any, id: Any) -> Past | None:
+    """The one of that identity, if the browser kept it."""
+    return next((past for past in read(kept) if past.id == id), None)
 
 
 def added(pasts: Sequence[Past], made: Made, seconds: float, now: float) -> tuple[Past, ...]:
@@ -74,7 +83,8 @@ def added(pasts: Sequence[Past], made: Made, seconds: float, now: float) -> tupl
     before = Recipe.from_yaml(pasts[0].recipe) if pasts else None
     told = differs(Recipe.from_yaml(made.recipe), before)
     old = next((past for past in pasts if past.id == made.identity), None)
-    new = Past(made.identity, made.title, made.recipe, dict(made.pins), told, now, seconds)
+    pins, sizes = dict(made.pins), dict(made.sizes)
+    new = Past(made.identity, made.title, made.recipe, pins, sizes, told, now, seconds)
     if old:
         new = replace(new, seconds=old.seconds, works=old.works)
     return (new, *(past for past in pasts if past is not old))[:MOST]

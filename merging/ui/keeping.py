@@ -90,11 +90,11 @@ def confirm_push(page: Page, visitor: Visitor, values: Values) -> Iterator[Updat
     yield {page.kept_status: look.pushed(repo.id, url)}
 
 
-def cancel_push(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def cancel_push(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     yield {page.offer: None, page.confirm: gr.update(visible=False), page.kept_status: ""}
 
 
-def show_cache(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def show_cache(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """What the downloads take, at the foot of the page."""
     yield {page.foot: look.foot(hub.kept_state())}
 

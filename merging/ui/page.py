@@ -144,6 +144,8 @@ class Page:
             self.talk,
             self.again,
             self.pins,
+            self.past,
+            self.listing,
             *self.form.pickers.values(),
         }
         return {*asked, *self.options(), *self.sweeping()}

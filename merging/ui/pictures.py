@@ -63,7 +63,7 @@ def _cosines(found: Inside, titles: Sequence[str]) -> Picture:
     )
 
 
-def _conflicts(found: Inside, titles: Sequence[str]) -> Picture:  # noqa: ARG001  # one of several
+def _conflicts(found: Inside, titles: Sequence[str]) -> Picture:
     own, chance = "signs differ", "by chance"
     along = {own: _along(found, "conflict", 100), chance: _along(found, "chance", 100)}
     errors = [_times(each["error"]["conflict"], 100) for each in found.layers.values()]

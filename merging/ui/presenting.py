@@ -57,7 +57,7 @@ def restore(page: Page, visitor: Visitor, values: Values, request: gr.Request) -
     yield from _switched(page, filling, on=False) if fixed(request) else filling
 
 
-def share(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def share(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """The recipe for a class, its models at the commits at which they were checked."""
     try:
         recipe = Recipe.from_yaml(values[page.recipe] or "").renamed(values[page.pins])

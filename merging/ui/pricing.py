@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from merging import gpu
 from merging.errors import MergeError
-from merging.ui import look, sheet, sweeping
+from merging.ui import history, look, sheet, sweeping
 from merging.ui.errors import Updates, Values
 from merging.ui.page import Page
 from merging.ui.settings import names
@@ -17,22 +17,47 @@ CHARACTERS = 4
 """Characters a token, about: an answer that is looked into is taken to be of full length."""
 
 
-def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def show(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Seconds for each kind of click, by who would answer, and what is set."""
-    if values[page.sizes] is None:
-        yield {page.price: look.UNPRICED}
-        return
-    tokens, asked, own = int(values[page.tokens] or 256), _asked(page, values), _own(page, values)
-    questions, characters = values[page.talk]
+    told = [] if values[page.sizes] is None else [*_checked(page, values)]
+    told += _past(page, values)
+    said = f"What a click asks of your GPU time: {' · '.join(told)}."
+    yield {page.price: look.hint(said) if told else look.UNPRICED}
+
+
+def _checked(page: Page, values: Values) -> Iterator[str]:
+    """Of the recipe that is in the form."""
+    tokens, asked, own = _tokens(page, values), _asked(page, values), _own(page, values)
+    _, characters = values[page.talk]
     clicks = {
         "Ask, Retry or New seed": asked.ask(tokens),
         "question sheet": asked.ask(tokens, _questions(page, values)),
         "looking into an answer": asked.look(CHARACTERS * tokens + characters),
-        "Merge": own.merge(tokens, questions if values[page.again] else 0),
+        "Merge": own.merge(tokens, _again(page, values)),
     }
-    told = [f"{what} {seconds} s" for what, seconds in clicks.items()]
-    told += _sweep(page, values, own)
-    yield {page.price: look.hint(f"What a click asks of your GPU time: {' · '.join(told)}.")}
+    yield from (f"{what} {seconds} s" for what, seconds in clicks.items())
+    yield from _sweep(page, values, own)
+
+
+def _past(page: Page, values: Values) -> Iterator[str]:
+    """Of the earlier merge that is chosen, which answers alone what a merge answers again."""
+    past = history.chosen(values[page.past], values[page.listing])
+    if past is None:
+        return
+    own, tokens = gpu.Bill(sum(past.sizes.values()), 1), _tokens(page, values)
+    if again := _again(page, values):
+        yield f"pinning the chosen merge {own.ask(tokens, again)} s"
+    yield f"chatting with the chosen merge {own.merge(tokens, again)} s"
+
+
+def _tokens(page: Page, values: Values) -> int:
+    return int(values[page.tokens] or 256)
+
+
+def _again(page: Page, values: Values) -> int:
+    """Questions that a merge answers again."""
+    questions, _ = values[page.talk]
+    return int(questions) if values[page.again] else 0
 
 
 def _asked(page: Page, values: Values) -> gpu.Bill:

@@ -75,8 +75,9 @@ def chat(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     past = _chosen(page, values)
     text, pins = past.written().to_yaml(), {**visitor.pins, **past.pins}
     filled = {page.preset: None, page.why: "", page.pins: pins, page.past_status: ""}
-    yield choosing.filled(page, text) | filled | {page.sizes: None}
-    values = {**values, page.recipe: text, page.pins: pins, page.sizes: None}
+    sizes = dict(past.sizes)
+    yield choosing.filled(page, text) | filled | {page.sizes: sizes}
+    values = {**values, page.recipe: text, page.pins: pins, page.sizes: sizes}
     try:
         yield from asking.remerged(page, replace(visitor, pins=pins), values)
     except Exception:
@@ -104,8 +105,7 @@ def forget(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
 
 
 def _chosen(page: Page, values: Values) -> Past:
-    pasts = history.read(values[page.past])
-    found = next((past for past in pasts if past.id == values[page.listing]), None)
+    found = history.chosen(values[page.past], values[page.listing])
     if found is None:
         raise MergeError("Choose a merge of the list first.")
     return found

@@ -44,7 +44,7 @@ class Swept:
     running: bool = False
 
 
-def offer(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def offer(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """The numbers that the recipe's method has; the range of another one than was chosen."""
     try:
         known = _named(Recipe.from_yaml(values[page.recipe] or ""))
@@ -62,7 +62,7 @@ def offer(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  #
 
 
 @shows_errors("swept_status")
-def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def choose(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Another number: the range is that of its slider."""
     yield _range(page, values, values[page.knob])
 
@@ -109,7 +109,7 @@ def _points(page: Page, found: Swept, job: gpu.Job) -> Iterator[Updates]:
     yield _drawn(page, replace(found, running=False)) | {page.swept_status: look.hint(told)}
 
 
-def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Keep what has come."""
     found: Swept | None = values[page.swept]
     if found and found.running:
@@ -120,7 +120,7 @@ def stop(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # 
 
 
 @shows_errors("swept_status")
-def use(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # noqa: ARG001
+def use(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Set the number in the recipe, and so in the form, to a value of the sweep."""
     found: Swept | None = values[page.swept]
     if found is None or values[page.point] is None:
@@ -133,7 +133,7 @@ def use(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:  # n
     yield choosing.filled(page, recipe.to_yaml()) | {page.swept_status: look.hint(told)}
 
 
-def save(page: Page, visitor: Visitor, values: Values, kind: str) -> Iterator[Updates]:  # noqa: ARG001
+def save(page: Page, visitor: Visitor, values: Values, kind: str) -> Iterator[Updates]:
     """The numbers so far, with the recipe, as a file."""
     found: Swept | None = values[page.swept]
     if found is None or not found.curve.points:

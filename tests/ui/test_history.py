@@ -25,7 +25,8 @@ FRENCH = "How do you say the white door in French?"
 
 def made(number: int, text: str = TIES) -> Made:
     pins = {"assets/demo/a": "assets/demo/a"}
-    return Made(f"{number:064x}", Recipe.from_yaml(text).to_yaml(), "TIES", (), pins)
+    sizes = {"assets/demo/a": 10**7}
+    return Made(f"{number:064x}", Recipe.from_yaml(text).to_yaml(), "TIES", (), pins, sizes)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_line_has_verdict_age_and_votes() -> None:
 
 WRONG: tuple[dict[str, Any], ...] = (
     {"when": float("nan")}, {"when": -1}, {"when": 10**400}, {"pins": []}, {"works": "yes"},
-    {"recipe": None}, {"more": 1},
+    {"recipe": None}, {"more": 1}, {"sizes": {"a": "5"}}, {"sizes": {"a": -1}},
 )  # fmt: skip
 
 

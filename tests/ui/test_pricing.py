@@ -1,15 +1,12 @@
-"""What the page says that clicks will ask of a visitor's GPU time: its handlers, as functions, and
-once the page itself over the fake device.
-"""
+"""What the page says that clicks will ask of a visitor's GPU time: its handlers, as functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
 
 from merging import gpu
 from merging.blocks import returned
@@ -17,15 +14,13 @@ from merging.chat import Reply
 from merging.errors import MergeError
 from merging.nexttoken import Inspection
 from merging.recipe import Recipe
-from merging.ui import asking, choosing, comparing, jobs, look, pricing, sweeping
+from merging.ui import asking, choosing, comparing, jobs, look, pricing, recalling, sweeping
+from merging.ui.errors import Handler
 from merging.ui.page import Page
 from merging.ui.settings import names, question_of
 from merging.ui.transcript import Exchange
 from merging.ui.visitor import Visitor
-from tests.hub import LocalHub
 from tests.ui.models import TIES
-from tests.ui.playground import Playground
-from tests.ui.running import ROOT, App, running
 
 VISITOR = Visitor(folders=True)
 SLERP = Recipe.from_yaml(
@@ -162,6 +157,44 @@ def test_a_conversation_counts(
     assert f"looking into an answer {seconds} s" in told(page, values)
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_an_earlier_merge(
+    page: Page, values: dict[Any, Any], monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """Once it is chosen it has its price, whatever is in the form: that of what it would answer.
+    Its models stay priced while it becomes the merged model."""
+    values |= {page.question: "Who are you?", page.tokens: 8, page.again: again}
+    check(page, values, TIES)
+    merge(page, values)
+    done(recalling.note(page, VISITOR, values), values)
+    done(asking.ask(page, VISITOR, values), values)
+    check(page, values, SLERP)
+    merge(page, values)
+    check(page, values, AWAY)
+    assert told(page, values) == look.UNPRICED
+    (past,) = values[page.past]
+    values[page.listing] = past["id"]
+    ran: list[gpu.Job] = []
+
+    def recorded(job: gpu.Job) -> Iterator[gpu.Event]:
+        ran.append(job)
+        yield from ()
+
+    def asked(click: Handler) -> list[str]:
+        ran.clear()
+        updates = done(click(page, VISITOR, values), {**values})
+        assert all(each.get(page.sizes, past["sizes"]) == past["sizes"] for each in updates)
+        return [f"the chosen merge {gpu.seconds(job)} s" for job in ran]
+
+    monkeypatch.setattr(jobs, "run", recorded)
+
+    for values[page.tokens] in (64, 512):
+        pinned, chatted = asked(recalling.pin), asked(recalling.chat)
+        assert (len(pinned), len(chatted)) == (again, 1)
+        said = [*(f"pinning {each}" for each in pinned), f"chatting with {chatted[0]}"]
+        assert f"GPU time: {' · '.join(said)}." in told(page, values)
+
+
 def test_nothing_is_told_of_another_recipe(page: Page, values: dict[Any, Any]) -> None:
     """Models that were not checked, or whose check fails, have no price, and not the last one's."""
     check(page, values, TIES)
@@ -191,28 +224,3 @@ def test_a_merge_has_its_models_priced_before_the_device_is_asked(
         values |= updates
     assert "No GPU was free" in values[page.progress]
     assert "Merge" in told(page, values)
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory, local_hub: LocalHub) -> Iterator[App]:
-    """The app over the fake device, in place of the one that other modules share."""
-    start = (str(ROOT / "tests" / "zero" / "start.py"), "app.py")
-    hub = {"HF_ENDPOINT": local_hub.url, "HF_HUB_DISABLE_XET": "1"}
-    with running(tmp_path_factory.mktemp("zero"), start, **hub) as started:
-        yield started
-
-
-@pytest.mark.browser
-def test_the_page_follows(visit: Callable[..., Playground]) -> None:
-    """5 s and a fortieth a token, times 1.5: of both parents, then of the merge as well."""
-    playground = visit().ready()
-    price = playground.part("price")
-    expect(price).to_contain_text("New seed 16 s")
-    playground.merge()
-    expect(price).to_contain_text("New seed 21 s")
-    playground.part("pin").click()
-    expect(price).to_contain_text("New seed 26 s")
-    playground.paste(TIES.replace("assets/demo/", "org/"))
-    expect(price).to_have_text("What clicks ask of your GPU time is known after a check.")
-    playground.merge()
-    expect(price).to_contain_text("New seed 26 s")

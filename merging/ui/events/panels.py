@@ -166,7 +166,7 @@ def prices(page: Page) -> None:
     """What clicks will cost, where each is paid for."""
     if gpu.granted():
         moved = (page.sizes, page.merges, page.talk, page.again, page.tokens, page.rows,
-                 page.show_base, page.count, page.scored_on)  # fmt: skip
+                 page.show_base, page.count, page.scored_on, page.listing)  # fmt: skip
         for part in moved:
             on(part.change, pricing.show, page, page.counted(), {page.price}, queue=False,
                 trigger_mode="always_last")  # fmt: skip
