@@ -3,6 +3,7 @@
 It knows plans and the library that holds models; not who wants the merge, or for what.
 """
 
+import time
 from collections.abc import Generator, Mapping
 
 import torch
@@ -30,7 +31,7 @@ def made(
     `spare` model's memory is filled anew, and it must not be used any more. Given less `room` than
     it needs on the device, a part of the merge stays in the machine's memory.
     """
-    dtype = dtype_of(decided, library)
+    dtype, start = dtype_of(decided, library), time.monotonic()
 
     def like(mould: str) -> Loaded | None:
         return spare if spare and spare.mould == mould else library.like(mould)
@@ -42,6 +43,7 @@ def made(
     for progress in merge(decided, live, known, samples=samples, device=library.device):
         tally = dict(progress.tally)
         yield progress
+    library.merging.took = time.monotonic() - start
     if room is not None:
         return in_parts(live.model, live.tokenizer, library.device, room), tally
     return Loaded.of(live.model, live.tokenizer, live.mould), tally

@@ -99,25 +99,28 @@ class Turns:
 
 @dataclass
 class Line:
-    """Lets one at a time go on, who came first before the others."""
+    """Lets one at a time go on, who came first before the others; the last `took` so many seconds,
+    0 before there was one."""
 
+    took: float = 0.0
     waiting: deque[object] = field(default_factory=deque)
     moved: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
-    def joined(self) -> Iterator[Callable[[float], bool]]:
+    def joined(self) -> Iterator[Callable[[float], int]]:
         """Stand at the end, and be gone afterwards. Gives what waits for some seconds at most, and
-        says whether nobody is before."""
+        says how many are before."""
         own = object()
         with self.moved:
             self.waiting.append(own)
         try:
-            yield partial(self._first, own)
+            yield partial(self._before, own)
         finally:
             with self.moved:
                 self.waiting.remove(own)
                 self.moved.notify_all()
 
-    def _first(self, own: object, seconds: float) -> bool:
+    def _before(self, own: object, seconds: float) -> int:
         with self.moved:
-            return self.moved.wait_for(lambda: self.waiting[0] is own, seconds)
+            self.moved.wait_for(lambda: self.waiting[0] is own, seconds)
+            return self.waiting.index(own)

@@ -104,7 +104,8 @@ def bar(share: float, text: str, label: str = "Merge") -> str:
 
 def progress(at: Progress) -> str:
     if at.stage == "wait":
-        return bar(0, f"Waiting for {at.tensor}")
+        left = f" · about {at.seconds_left:.0f} s" if at.seconds_left >= 1 else ""
+        return bar(0, f"Waiting for {at.tensor}{left}")
     if at.stage in ("fetch", "push"):
         doing = {"fetch": "Fetching", "push": "Pushing"}[at.stage]
         unit, size = ("GB", 1e9) if at.total >= 1e9 else ("MB", 1e6)
