@@ -30,6 +30,8 @@ NEAR = {
 SIGNS = {"green": "✓", "amber": "!", "red": "✕"}
 CHECKING = '<p class="hint">Checking whether it works …</p>'
 """Beneath a new merge, until its verdict is there."""
+HELD = '<p class="hint" role="status"></p>'
+"""Where the browser says that what was pressed waits for what is under way."""
 UNJUDGED = ("", "", None)
 """A merge's identity, its line and whether it works, before there is a verdict."""
 UNPRICED = '<p class="hint">What clicks ask of your GPU time is known after a check.</p>'
