@@ -3,6 +3,7 @@
 It knows plans and the library that holds models; not who wants the merge, or for what.
 """
 
+import time
 from collections.abc import Generator, Mapping
 
 import torch
@@ -29,7 +30,7 @@ def made(
     is filled anew, and it must not be used any more. Given less `room` than it needs on the device,
     a part of the merge stays in the machine's memory.
     """
-    dtype = dtype_of(decided, library)
+    dtype, start = dtype_of(decided, library), time.monotonic()
 
     def like(mould: str) -> Loaded | None:
         return spare if spare and spare.mould == mould else library.like(mould)
@@ -41,6 +42,7 @@ def made(
     for progress in merge(decided, live, known, samples=samples, device=library.device):
         tally = dict(progress.tally)
         yield progress
+    library.merging.took = time.monotonic() - start
     if room is not None:
         return in_parts(live.model, live.tokenizer, library.device, room), tally
     return Loaded.of(live.model, live.tokenizer, live.mould), tally
@@ -49,9 +51,8 @@ def made(
 def numbers(decided: Plan, library: Library) -> Numbers:
     """What is measured on the plan's parents, in this merge or one before."""
     parents = " ".join(f"{source.name} {source.stamp}" for source in decided.sources)
-    return library.numbers(
-        f"{parents} {decided.recipe.tokenizer_source}"
-    )  # it says which rows meet
+    rows = decided.recipe.tokenizer_source  # it says which rows meet
+    return library.numbers(f"{parents} {rows}")
 
 
 def dtype_of(decided: Plan, library: Library) -> torch.dtype:

@@ -99,25 +99,28 @@ class Turns:
 
 @dataclass
 class Line:
-    """Lets one at a time go on, who came first before the others."""
+    """Lets one at a time go on, who came first before the others; the last `took` so many seconds,
+    0 before there was one."""
 
+    took: float = 0.0
     waiting: deque[object] = field(default_factory=deque)
     moved: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
-    def joined(self) -> Iterator[Callable[[float], bool]]:
-        """Queue up for the block. Yields `first(seconds)`: waits that long at most, says whether it
-        is our turn."""
+    def joined(self) -> Iterator[Callable[[float], int]]:
+        """Queue up for the block. Yields `before(seconds)`, which waits that long at most for one's
+        turn and says how many are still before."""
         own = object()
         with self.moved:
             self.waiting.append(own)
         try:
-            yield partial(self._first, own)
+            yield partial(self._before, own)
         finally:
             with self.moved:
                 self.waiting.remove(own)
                 self.moved.notify_all()
 
-    def _first(self, own: object, seconds: float) -> bool:
+    def _before(self, own: object, seconds: float) -> int:
         with self.moved:
-            return self.moved.wait_for(lambda: self.waiting[0] is own, seconds)
+            self.moved.wait_for(lambda: self.waiting[0] is own, seconds)
+            return self.waiting.index(own)

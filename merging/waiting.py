@@ -19,10 +19,12 @@ T = TypeVar("T")
 
 def in_turn(library: Library, steps: Generator[Any, None, T]) -> Generator[Any, None, T]:
     """Wait until nobody else merges, then go through steps: each merge takes all cores, and the
-    next may be the same."""
-    with library.merging.joined() as first:
-        while not first(EVERY):
-            yield Progress("another merge", 0, 1, 0.0, 0.0, 0.0, "wait")
+    next may be the same. Those before are taken to last as long as the last merge."""
+    line = library.merging
+    with line.joined() as before:
+        while count := before(EVERY):
+            others = "another merge" if count == 1 else f"{count} other merges"
+            yield Progress(others, 0, 1, 0.0, 0.0, count * line.took, "wait")
         return (yield from steps)
 
 

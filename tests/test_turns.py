@@ -127,17 +127,18 @@ def test_cores_are_shared_among_threads(count: int) -> None:
 
 
 def test_in_a_line_who_came_first_goes_first() -> None:
-    """One at a time; who leaves it early is no longer waited for, and who waits is woken."""
-    line, woken = Line(), list[bool]()
+    """One at a time, and all know how many are before them; who leaves it early is no longer waited
+    for, and who waits is woken."""
+    line, woken = Line(), list[int]()
     stacks = [ExitStack() for _ in range(4)]
     places = [stack.enter_context(line.joined()) for stack in stacks]
-    assert [first(0) for first in places] == [True, False, False, False]
+    assert [before(0) for before in places] == [0, 1, 2, 3]
     stacks[1].close()
-    assert [first(0) for first in places[2:]] == [False, False]
+    assert [before(0) for before in places[2:]] == [1, 2]
     waits = threading.Thread(target=lambda: woken.append(places[2](60)))
     waits.start()
     stacks[0].close()
     waits.join(30)
-    assert woken == [True] and not places[3](0)
+    assert woken == [0] and places[3](0) == 1
     stacks[2].close()
-    assert places[3](0)
+    assert places[3](0) == 0

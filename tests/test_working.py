@@ -30,6 +30,7 @@ from merging.opening import open_folder
 from merging.reading import Reader
 from merging.sinks import Live
 from merging.sweep import Scored
+from merging.ui import look
 from tests.conftest import changed
 from tests.ui.models import DEMO, TIES
 
@@ -171,6 +172,21 @@ def test_who_needs_all_the_room_waits_for_others(
             assert library.lock.acquire(timeout=1) and not library.merging.waiting
             library.lock.release()
     assert said([*events]) == first
+
+
+def test_who_waits_to_merge_knows_how_long() -> None:
+    """How many come first, and what that takes by the last merge, once there was one. Of two who
+    wait with the same merge one makes it, and the other finds it."""
+    library = room(9)
+    with library.merging.joined():
+        one, other = (working.work(asking(), library) for _ in range(2))
+        assert waits(next(one), "another merge") and waits(told := next(other), "2 other merges")
+        assert "2 other merges<" in look.progress(told)
+        library.merging.took = 40.0
+        assert "2 other merges · about 80 s<" in look.progress(next(other))
+    (made,), (found,) = ([e for e in work if isinstance(e, gpu.Merged)] for work in (one, other))
+    assert made.seconds > 0 and found.seconds == 0
+    assert 0 < library.merging.took < 40
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

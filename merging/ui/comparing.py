@@ -64,17 +64,6 @@ def stop_one(page: Page, visitor: Visitor, values: Values, column: int | str) ->
     yield {page.status: gr.skip()}
 
 
-def wait(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-    """A question that comes while others are answered stays where it was typed."""
-    visit: Visit = values[page.visit]
-    text = (values[page.question] or "").strip()
-    if visit.running and text not in ("", visit.asked):  # what is being asked was just taken
-        told = "Still answering. Your question is kept: press Enter again afterwards, or Esc first."
-        yield {page.status: look.hint(told)}
-    else:
-        yield {page.status: gr.skip()}
-
-
 @shows_errors("status")
 def clear(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
     """Forget what was said. Votes stand: they are about merges."""

@@ -120,6 +120,7 @@ def _merge(pickers: dict[str, gr.Dropdown], buttons: dict[str, gr.Button]) -> di
     with gr.Row(elem_classes=["go"]):
         buttons["merge"] = gr.Button("Merge", variant="primary", elem_id="merge", min_width=110)
         buttons["halt"] = gr.Button("Stop", elem_id="stop-merge", min_width=80, scale=0)
+    panels.held()
     parts = {"form": form, "again": again, "progress": gr.HTML(elem_id="progress")}
     return parts | {"sanity": gr.HTML(elem_id="sanity"), "judged": gr.State(look.UNJUDGED)}
 
@@ -148,6 +149,7 @@ def _chat(first: Preset, buttons: dict[str, gr.Button]) -> dict[str, Any]:
         )  # fmt: skip
         buttons["ask"] = gr.Button("Ask", variant="primary", elem_id="ask", min_width=80, scale=0)
         buttons["stop"] = gr.Button("Stop", elem_id="stop", min_width=70, scale=0)
+    panels.held()
     status = gr.HTML(elem_id="status")
     price = gr.HTML(look.UNPRICED, elem_id="price", visible=gpu.granted())
     examples = gr.Dataset(

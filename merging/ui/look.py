@@ -30,6 +30,8 @@ NEAR = {
 SIGNS = {"green": "✓", "amber": "!", "red": "✕"}
 CHECKING = '<p class="hint">Checking whether it works …</p>'
 """Beneath a new merge, until its verdict is there."""
+HELD = '<p class="hint" role="status"></p>'
+"""Where the browser says that what was pressed waits for what is under way."""
 UNJUDGED = ("", "", None)
 """A merge's identity, its line and whether it works, before there is a verdict."""
 UNPRICED = '<p class="hint">What clicks ask of your GPU time is known after a check.</p>'
@@ -104,7 +106,8 @@ def bar(share: float, text: str, label: str = "Merge") -> str:
 
 def progress(at: Progress) -> str:
     if at.stage == "wait":
-        return bar(0, f"Waiting for {at.tensor}")
+        left = f" · about {at.seconds_left:.0f} s" if at.seconds_left >= 1 else ""
+        return bar(0, f"Waiting for {at.tensor}{left}")
     if at.stage in ("fetch", "push"):
         doing = {"fetch": "Fetching", "push": "Pushing"}[at.stage]
         unit, size = ("GB", 1e9) if at.total >= 1e9 else ("MB", 1e6)

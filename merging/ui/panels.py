@@ -22,6 +22,11 @@ def small(name: str, label: str) -> gr.Button:
     return gr.Button(label, size="sm", min_width=0, elem_id=name)
 
 
+def held() -> None:
+    """Beneath buttons that make requests: where they are said to wait."""
+    gr.HTML(look.HELD, elem_classes=["held"])
+
+
 def stepping() -> dict[str, Any]:
     """One tensor of the merge, step by step."""
     with gr.Accordion("Step by step", open=False, elem_id="stepping") as box:
@@ -61,6 +66,7 @@ def deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
     with gr.Row(elem_classes=["tools"]):
         buttons["look-into"] = small("look-into", "Look into the merged answer")
         buttons["stop-looking"] = small("stop-looking", "Stop")
+    held()
     strip = gr.HighlightedText(
         label="The merged answer, token by token", show_legend=True, show_inline_category=False,
         combine_adjacent=False, color_map=look.NEAR, visible=False, elem_id="strip",
@@ -143,7 +149,9 @@ def _run_and_save(what: str) -> dict[str, gr.Button]:
             f"save-{what}-markdown": "Save as Markdown",
             f"save-{what}-json": "Save as JSON",
         }
-        return {f"run-{what}": run} | {name: small(name, label) for name, label in others.items()}
+        buttons = {name: small(name, label) for name, label in others.items()}
+    held()
+    return {f"run-{what}": run} | buttons
 
 
 def past(buttons: dict[str, gr.Button]) -> dict[str, Any]:
@@ -160,6 +168,7 @@ def past(buttons: dict[str, gr.Button]) -> dict[str, Any]:
         buttons["chat-past"] = small("chat-past", "Chat with it")
         buttons["link-past"] = small("link-past", "Copy link")
         buttons["forget-past"] = small("forget-past", "Forget it")
+    held()
     return {"listing": listing, "past_status": gr.HTML(elem_id="past-status")}
 
 

@@ -26,7 +26,8 @@ BEFORE = "Another request of yours comes first: this one waits for it."
 def in_turn(where: str, handler: Handler, *, waits: bool = False) -> Handler:
     """The same handler, which begins when its turn has come; till then the page's `where` says so.
 
-    A second request of the same page is refused, unless it `waits`: see `Pending.request`.
+    A second request of the same page waits in the browser, and is refused here, unless it `waits`:
+    see `Pending.request`.
     """
 
     @shows_errors(where)

@@ -62,22 +62,22 @@ class Playground:
         self.finished(slots)
 
     def send(self, question: str) -> None:
-        """Press Enter until the question is taken: not before the last one has ended."""
+        """Press Enter, and wait until the question is put: once what is under way has ended."""
         field = self.part("question").locator("textarea")
         field.fill(question)
-        for _ in range(200):
-            field.press("Enter")
-            self.page.wait_for_timeout(300)
-            if not field.input_value():
-                return
-        raise AssertionError(f"{question} is not taken within a minute.")
+        field.press("Enter")
+        expect(field).to_have_value("", timeout=60_000)
 
-    def ramble(self, recipe: str, question: str) -> Playground:
+    def held(self) -> Locator:
+        """What is said of a request that waits for another."""
+        return self.page.locator(".held p:not(:empty)")
+
+    def ramble(self, recipe: str, question: str, length: int = 1024) -> Playground:
         """Be in the middle of long answers, three so that a quick machine is at it for seconds."""
         self.paste(recipe)
         expect(self.part("recipe-status")).to_contain_text("in use")
         self.merge()
-        self.option("Length", 1024)
+        self.option("Length", length)
         self.send(question)
         expect(self.stats("a")).to_contain_text("tok/s")
         return self

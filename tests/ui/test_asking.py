@@ -116,6 +116,22 @@ def test_a_question_that_failed_is_asked_once(visit: Visit, broken: str) -> None
 
 
 @pytest.mark.browser
+def test_a_question_that_waits_is_put_as_typed(visit: Visit, broken: str) -> None:
+    """Also where the one before it failed, and was put back into the box."""
+    playground = visit().ready()
+    playground.pick("a", broken)
+    expect(playground.recipe()).to_contain_text("broken")
+    field = playground.part("question").locator("textarea")
+    for text in (SUM, FRENCH):
+        field.fill(text)
+        field.press("Enter")
+    expect(playground.held()).to_have_count(0)
+    expect(playground.part("status").locator(".failure")).to_contain_text("broken")
+    expect(field).to_have_value(FRENCH)
+    assert playground.part("columns").locator("[data-testid=user]").count() == 0
+
+
+@pytest.mark.browser
 def test_clear_while_the_merge_answers_again(visit: Visit, long_recipe: str) -> None:
     """What was said does not come back, and no model is given it."""
     playground = visit().ready().ramble(long_recipe, SUM)

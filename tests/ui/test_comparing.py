@@ -16,7 +16,7 @@ from merging.errors import MergeError
 from merging.ui import look
 from merging.ui.following import follow
 from merging.ui.visit import Visit as State
-from tests.ui.playground import Playground
+from tests.ui.playground import DONE, Playground
 from tests.ui.running import App
 
 pytestmark = pytest.mark.browser
@@ -55,25 +55,40 @@ def test_a_column_without_a_model_says_so(visit: Visit) -> None:
     expect(field).to_have_value(SUM)
 
 
-def test_stop_is_said_and_a_question_meanwhile_is_kept(visit: Visit, long_recipe: str) -> None:
-    """What is typed while columns answer stays, with a sentence; Stop leaves its word."""
+def test_stop_ends_what_waits_and_leaves_it_typed(visit: Visit, long_recipe: str) -> None:
+    """A question that comes while columns answer waits, with a sentence; Stop leaves its word."""
     playground = visit().ready().ramble(long_recipe, SUM)
     field = playground.part("question").locator("textarea")
     field.fill(FRENCH)
     field.press("Enter")
-    expect(playground.part("status")).to_contain_text("Your question is kept")
-    expect(field).to_have_value(FRENCH)
+    expect(playground.held()).to_have_text(
+        "“Ask” is taken: it waits for what is under way, and Stop ends both."
+    )
     playground.part("alone-b").click()
-    expect(playground.part("status")).to_contain_text("still answering")
-    expect(field).to_have_value(FRENCH)
+    expect(playground.held()).to_contain_text("“Ask B alone” is taken in place of “Ask”")
     field.press("Escape")
+    expect(playground.held()).to_have_count(0)
     for slot in ("a", "b"):
         expect(playground.stats(slot)).to_contain_text("stopped")
+    expect(field).to_have_value(FRENCH)
     playground.option("Length", 8)
     playground.awaited(("a", "b"))
     field.press("Enter")
     playground.finished(("a", "b"))
     assert len(playground.answers("a")) == 2
+
+
+def test_the_last_of_those_who_wait_goes_on(visit: Visit, long_recipe: str) -> None:
+    """One alone waits. It is put once the columns have answered, and what it replaced is not."""
+    playground = visit().ready().ramble(long_recipe, SUM, 256)
+    playground.part("question").locator("textarea").fill(FRENCH)
+    for slot in ("a", "b"):
+        playground.part(f"alone-{slot}").click()
+        expect(playground.held()).to_contain_text(f"“Ask {slot.upper()} alone” is taken")
+    expect(playground.part("question").locator("textarea")).to_have_value("", timeout=60_000)
+    playground.option("Length", 8)
+    playground.ask(SUM, ("b",))
+    assert [len(playground.answers(slot)) for slot in ("a", "b")] == [2, 3]
 
 
 def test_one_column_is_stopped_alone(visit: Visit, long_recipe: str) -> None:
@@ -161,18 +176,19 @@ def test_a_question_that_is_gone_is_not_edited() -> None:
 
 
 def test_nothing_is_edited_or_drawn_while_columns_answer(visit: Visit, long_recipe: str) -> None:
-    """A question cannot be edited then, a new seed says what to do, and answers go on."""
+    """A question cannot be edited then, a new seed waits, until Stop, and answers go on."""
     playground = visit().ready().ramble(long_recipe, SUM)
     edit = playground.part("chat-b").get_by_label("Edit", exact=True)
     expect(edit).to_be_disabled()
     playground.option("Temperature", 1)
     playground.part("new-seed").click()
-    expect(playground.part("status").locator(".failure")).to_contain_text("still answering")
+    expect(playground.held()).to_contain_text("New seed” is taken")
     assert playground.part("seed").locator("input").input_value() == "0"
     assert "tokens ·" not in playground.stats("a").inner_text()
     playground.page.keyboard.press("Escape")
     expect(playground.stats("a")).to_contain_text("stopped")
     expect(edit).to_be_enabled()
+    assert playground.part("seed").locator("input").input_value() == "0"
 
 
 def _asked(playground: Playground, path: Path) -> list[Any]:
@@ -345,14 +361,35 @@ def test_narrow_blind_round(visit: Visit) -> None:
 
 
 def test_merge_waits_for_answers(visit: Visit, long_recipe: str) -> None:
-    """Merge in the middle of answers says to wait or to stop them; once stopped, it merges."""
-    playground = visit().ready().ramble(long_recipe, SUM)
+    """Merge in the middle of answers is taken, and merges by itself what the form says when they
+    have ended; all of them stay, and the merged model answers again."""
+    playground = visit().ready().ramble(long_recipe, SUM, 256)
+    playground.slide("ties-lambda", 0.5)
+    playground.forget(".hint", "progress")
+    playground.awaited(("merged",))
     playground.part("merge").click()
-    expect(playground.part("progress").locator(".failure")).to_contain_text("still answering")
-    playground.page.keyboard.press("Escape")
-    expect(playground.stats("a")).to_contain_text("stopped")
-    playground.option("Length", 8)
-    playground.merge()
+    expect(playground.held()).to_contain_text("“Merge” is taken")
+    playground.slide("ties-lambda", 0.75)
+    playground.renewed("progress", DONE)
+    playground.finished(("merged",))
+    expect(playground.held()).to_have_count(0)
+    for slot in ("a", "b"):
+        expect(playground.stats(slot)).to_contain_text("256 tokens")
+    playground.unfold("History")
+    expect(playground.part("listing").locator("label")).to_have_count(2)
+    expect(playground.part("listing").locator("label").first).to_contain_text("0.75")
+
+
+def test_a_question_waits_for_a_merge(visit: Visit) -> None:
+    """It is pressed right after Merge, and the merge that is made then answers it too."""
+    playground = visit().ready()
+    playground.part("question").locator("textarea").fill(SUM)
+    playground.awaited(("a", "b", "merged"))
+    playground.part("merge").click()
+    playground.part("question").locator("textarea").press("Enter")
+    playground.finished(("a", "b", "merged"))
+    assert playground.answers("merged") == ["65"]
+    assert len(playground.answers("a")) == 1
 
 
 def test_an_earlier_merge_stands_beside_the_next(visit: Visit, tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_the_demo_sheet(visit: Visit, tmp_path: Path) -> None:
 
 
 def test_stop_keeps_what_has_come(visit: Visit, long_recipe: str) -> None:
-    """While the sheet runs, the chat waits; Stop leaves what was said, without a mark."""
+    """While the sheet runs, the chat waits; Stop leaves what was said, without a mark, and drops
+    what waits."""
     playground = opened(visit)
     playground.paste(long_recipe)
     expect(playground.part("recipe-status")).to_contain_text("in use")
@@ -87,10 +88,11 @@ def test_stop_keeps_what_has_come(visit: Visit, long_recipe: str) -> None:
     expect(table.locator("td").first).to_contain_text(re.compile("65.*"))
     playground.part("question").locator("textarea").fill(SUM)
     playground.part("question").locator("textarea").press("Enter")
-    expect(playground.part("status").locator(".failure")).to_contain_text("sheet is being answered")
+    expect(playground.held()).to_contain_text("“Ask” is taken")
     playground.part("merge").click()
-    expect(playground.part("progress").locator(".failure")).to_contain_text("press Stop")
+    expect(playground.held()).to_contain_text("“Merge” is taken in place of “Ask”")
     playground.part("stop-sheet").click()
+    expect(playground.held()).to_have_count(0)
     expect(playground.part("sheet-status")).to_have_text("Stopped.")
     expect(table.locator("small", has_text="stopped").first).to_be_visible()
     expect(table.locator("tbody tr")).to_have_count(10)
@@ -100,11 +102,11 @@ def test_stop_keeps_what_has_come(visit: Visit, long_recipe: str) -> None:
 
 
 def test_the_sheet_waits_for_the_chat(visit: Visit, long_recipe: str) -> None:
-    """In the middle of answers it says to wait or to stop them; Esc there stops the sheet too."""
+    """In the middle of answers it is taken, until Stop; Esc there stops the sheet too."""
     playground = opened(visit).ramble(long_recipe, SUM)
     status = playground.part("sheet-status")
     playground.part("run-sheet").click()
-    expect(status.locator(".failure")).to_contain_text("still answering")
+    expect(playground.held()).to_contain_text("“Run the sheet” is taken")
     playground.page.keyboard.press("Escape")
     expect(playground.stats("a")).to_contain_text("stopped")
     playground.part("run-sheet").click()

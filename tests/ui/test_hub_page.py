@@ -122,7 +122,7 @@ def test_stop_ends_a_download_and_leaves_nothing(
     hub: LocalHub, alice: Playground, home: Path
 ) -> None:
     """Stop while a file comes slowly; the page goes on, and no half file is left. Until then
-    nothing is asked, for the merge would write over it; what was typed stays."""
+    nothing is asked, for the merge would write over it: a question waits, and then stays typed."""
     alice.paste(
         "merge_method: slerp\nbase_model: demo/slow-a\nmodels:\n- model: demo/slow-a\n"
         "- model: demo/slow-b\nparameters: {t: 0.5}\n"
@@ -136,12 +136,13 @@ def test_stop_ends_a_download_and_leaves_nothing(
     field = alice.part("question").locator("textarea")
     field.fill("Who are you?")
     alice.part("ask").click()
-    expect(alice.part("status").locator(".failure")).to_contain_text("A merge is being made")
-    expect(field).to_have_value("Who are you?")
+    expect(alice.held()).to_contain_text("“Ask” is taken")
     alice.part("clear").click()
     expect(alice.part("status").locator(".failure")).to_contain_text("A merge is being made")
     alice.part("stop-merge").click()
     expect(alice.part("progress")).to_contain_text("Stopped")
+    expect(alice.held()).to_have_count(0)
+    expect(field).to_have_value("Who are you?")
     cache = home / "hf" / "hub"
     alice.page.wait_for_timeout(3000)
     assert not list(cache.rglob("*incomplete*"))

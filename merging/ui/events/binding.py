@@ -20,6 +20,27 @@ def on(
     return trigger(handling(handler, page), inputs, outputs, **options)
 
 
+def requesting(
+    button: Any, handler: Handler, page: Page, inputs: set[Any], outputs: set[Any], **options: Any
+) -> Any:
+    """The same for a button that makes a request of the page."""
+    event = on(button.click, handler, page, inputs, outputs, **options)
+    heard(button, event)
+    return event
+
+
+def heard(pressed: Any, first: Any, last: Any = None, kind: str = "asks") -> None:
+    """Have the browser hear when what a press begins has ended: with the last of its events, or as
+    one fails. It `asks`, of which one is under way at a time while the next waits in the browser,
+    or `ends` that.
+    """
+    pressed.elem_classes = [*(pressed.elem_classes or ()), kind]
+    ended = f"() => window.playground.ended({json.dumps(pressed.elem_id)})"
+    last = last or first
+    for end in dict.fromkeys([first.failure, last.failure, last.then]):
+        end(None, js=ended)
+
+
 def queued(*where: Any) -> dict[str, Any]:
     """While an event waits for its turn, its place in the queue and gradio's guess of the wait.
 

@@ -20,7 +20,7 @@ from merging.ui import (
     sweeping,
 )  # fmt: skip
 from merging.ui.blind import BAD, TIE
-from merging.ui.events.binding import linking, on, queued
+from merging.ui.events.binding import heard, linking, on, queued, requesting
 from merging.ui.page import Page
 from merging.ui.turn import ASKING, LOOKING, in_turn
 from merging.ui.visit import PINNED
@@ -76,8 +76,8 @@ def tokens(page: Page) -> None:
         in_turn("looked_status", handler, waits=True)  # neither changes what was said
         for handler in (deciding.look_into, deciding.choose)
     )
-    looking = [on(page.buttons["look-into"].click, look_into, page, page.asking(), shown,
-                   **waiting)]  # fmt: skip
+    looking = [requesting(page.buttons["look-into"], look_into, page, page.asking(), shown,
+                          **waiting)]  # fmt: skip
     asked = {page.visit, page.sheet, page.pins, page.looked_into, page.token}
 
     def place(at: gr.SelectData) -> int:
@@ -90,7 +90,8 @@ def tokens(page: Page) -> None:
     stops = [page.buttons[name].click for name in ("stop", "stop-looking")]
     stopping = on(partial(gr.on, stops), comparing.settle, page, {page.visit}, {page.status},
                    cancels=looking, queue=False)  # fmt: skip
-    stopping.then(lambda: "", None, page.looked_status, **quick)  # what was seen before stays
+    last = stopping.then(lambda: "", None, page.looked_status, **quick)  # what was seen stays
+    heard(page.buttons["stop-looking"], stopping, last, "ends")
 
 
 def sweep(page: Page) -> None:
@@ -98,12 +99,13 @@ def sweep(page: Page) -> None:
     quick, buttons = {"queue": False}, page.buttons
     asked = {*page.sweeping(), page.visit, page.sheet, page.pins, *page.options()}
     run = in_turn("swept_status", sweeping.run)
-    swept = on(buttons["run-sweep"].click, run, page, asked, page.curve(), **ASKING,
-                **queued(page.swept_status))  # fmt: skip
+    swept = requesting(buttons["run-sweep"], run, page, asked, page.curve(), **ASKING,
+                       **queued(page.swept_status))  # fmt: skip
     stops = [buttons[name].click for name in ("stop-sweep", "stop")]
     stopping = on(partial(gr.on, stops), comparing.settle, page, {page.visit}, {page.status},
                    cancels=[swept], **quick)  # fmt: skip
-    on(stopping.then, sweeping.stop, page, {page.swept}, page.curve(), **quick)
+    last = on(stopping.then, sweeping.stop, page, {page.swept}, page.curve(), **quick)
+    heard(buttons["stop-sweep"], stopping, last, "ends")
     ranged = {page.knob, page.low, page.high}
     offered = {"trigger_mode": "always_last", **quick}
     on(page.recipe.change, sweeping.offer, page, {page.recipe, page.knob}, ranged, **offered)

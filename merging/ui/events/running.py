@@ -8,7 +8,7 @@ import gradio as gr
 
 from merging.ui import asking, checking, comparing, drawing, examining, keeping, recalling
 from merging.ui.errors import Updates
-from merging.ui.events.binding import handling, on, queued
+from merging.ui.events.binding import handling, heard, on, queued, requesting
 from merging.ui.page import Page
 from merging.ui.turn import ASKING, MERGING, in_turn
 
@@ -17,8 +17,8 @@ def running(page: Page) -> list[Any]:
     """Whatever reaches the device, and what stops it; returns the events that merge."""
     trying = _trying(page)
     run = in_turn("sheet_status", examining.run)
-    examined = on(page.buttons["run-sheet"].click, run, page, page.asking(),
-                   page.examined(), **ASKING, **queued(page.sheet_status))  # fmt: skip
+    examined = requesting(page.buttons["run-sheet"], run, page, page.asking(), page.examined(),
+                          **ASKING, **queued(page.sheet_status))  # fmt: skip
     known = {page.judged, page.pins, page.sizes}
     merged = {page.progress, page.sanity, *known, *page.answered()}
     past = {page.past, page.listing}
@@ -29,11 +29,11 @@ def running(page: Page) -> list[Any]:
         on(page.buttons["chat-past"].click, recall, page, {*page.asking(), *past},
             {page.past_status, *merged, *page.filled()}, **MERGING, **queued(page.past_status)),
     ]  # fmt: skip
-    trying.append(on(page.buttons["pin-past"].click, in_turn("past_status", recalling.pin), page,
-                      {*page.asking(), *past}, {page.past_status, *page.answered()}, **ASKING,
-                      **queued(page.past_status)))  # fmt: skip
-    for each in merging:
-        _merged(page, each)
+    trying.append(requesting(page.buttons["pin-past"], in_turn("past_status", recalling.pin), page,
+                             {*page.asking(), *past}, {page.past_status, *page.answered()},
+                             **ASKING, **queued(page.past_status)))  # fmt: skip
+    for name, each in zip(("merge", "chat-past"), merging, strict=True):
+        heard(page.buttons[name], each, _merged(page, each))
     _stopping(page, trying, merging, examined)
     return merging
 
@@ -43,33 +43,28 @@ def _trying(page: Page) -> list[Any]:
     buttons, private = page.buttons, {"api_visibility": "private"}
     chats = [column.chat for column in page.columns.values()]
     waiting = {**ASKING, **queued(page.status, *chats)}
-    device = {**waiting, **private}
     put = partial(in_turn, "status")
-    ask = handling(put(asking.ask), page)
-    answering = gr.on(
-        [buttons["ask"].click, page.question.submit], ask, page.asking(), page.answered(), **device
-    )
-    example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
-    trying = [
-        answering,
-        example.then(ask, page.asking(), page.answered(), **device),
-    ]
-    for name, again, shown in (
-        ("retry", asking.retry, page.answered()),
-        ("new-seed", asking.new_seed, {page.seed, *page.answered()}),
+    ask = put(asking.ask)
+    trying = []
+    for name, handler, shown in (
+        ("ask", ask, page.answered()),
+        ("retry", put(asking.retry), page.answered()),
+        ("new-seed", put(asking.new_seed), {page.seed, *page.answered()}),
     ):
-        click = buttons[name].click
-        trying.append(on(click, put(again), page, page.asking(), shown, **waiting))
+        trying.append(requesting(buttons[name], handler, page, page.asking(), shown, **waiting))
+    example = page.examples.click(lambda row: row[0], page.examples, page.question, **private)
+    trying.append(on(example.then, ask, page, page.asking(), page.answered(), **waiting))
+    heard(page.examples, example, trying[-1])
     for slot, column in page.columns.items():
         retry = put(partial(asking.retry_one, slot=slot))
         ask_one = put(partial(asking.ask, slots=(slot,)))
         for name, handler in (("retry", retry), ("alone", ask_one)):
-            click = column.buttons[name].click
-            trying.append(on(click, handler, page, page.asking(), page.answered(), **waiting))
-        edit = _editing(page, slot)
-        trying.append(column.chat.edit(edit, page.asking(), page.answered(), **device))
-    for trigger in (buttons["ask"].click, page.question.submit):
-        on(trigger, comparing.wait, page, {page.visit, page.question}, {page.status}, queue=False)
+            button, shown = column.buttons[name], page.answered()
+            trying.append(requesting(button, handler, page, page.asking(), shown, **waiting))
+        edit, chat = _editing(page, slot), column.chat
+        chat.edit(None, js=f"() => window.playground.going.add('{chat.elem_id}')")
+        trying.append(chat.edit(edit, page.asking(), page.answered(), **waiting, **private))
+        heard(chat, trying[-1], kind="edits")
     return trying
 
 
@@ -81,14 +76,17 @@ def _stopping(page: Page, trying: list[Any], merging: list[Any], examined: Any) 
     progressed = {page.progress, page.sanity, page.past_status, *page.answered()}
     for name, what in (("stop", stops), ("halt", stops), ("stop-sheet", [examined])):
         stopping = on(buttons[name].click, comparing.settle, *settled, cancels=what, queue=False)
+        last = stopping
         if name != "stop-sheet":
-            on(stopping.then, comparing.stop, page, {*drawn, page.sanity}, progressed,
-                queue=False)  # fmt: skip
-        on(stopping.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
+            last = on(last.then, comparing.stop, page, {*drawn, page.sanity}, progressed,
+                       queue=False)  # fmt: skip
+        last = on(last.then, examining.stop, page, {page.sheet}, page.examined(), queue=False)
+        heard(buttons[name], stopping, last, "ends")
     clearing = on(buttons["clear"].click, comparing.settle_cleared, *settled, cancels=trying,
                    queue=False)  # fmt: skip
     named = {*drawn, *page.form.pickers.values()}
-    on(clearing.then, comparing.clear, page, named, page.answered(), queue=False)
+    last = on(clearing.then, comparing.clear, page, named, page.answered(), queue=False)
+    heard(buttons["clear"], clearing, last, "ends")
     one: dict[str | int, Any] = {slot: c.buttons["stop"] for slot, c in page.columns.items()}
     one |= {number: booth.stop for number, booth in enumerate(page.unnamed)}
     for which, button in one.items():
@@ -96,8 +94,10 @@ def _stopping(page: Page, trying: list[Any], merging: list[Any], examined: Any) 
         on(button.click, handler, page, {page.visit}, {page.status}, queue=False)
 
 
-def _merged(page: Page, merging: Any) -> None:
-    """Whatever follows a merge. The next one need not wait for the check of this one."""
+def _merged(page: Page, merging: Any) -> Any:
+    """Whatever follows a merge; returns what comes before the next one, which need not wait for the
+    check of this one.
+    """
     on(merging.then, keeping.show_cache, page, {page.visit}, {page.foot})
     noted = on(merging.then, recalling.note, page, {page.visit, page.past}, {page.past},
                 queue=False)  # fmt: skip
@@ -107,6 +107,7 @@ def _merged(page: Page, merging: Any) -> None:
                   {page.judged, page.sanity}, **MERGING)  # fmt: skip
     on(judging.then, recalling.judge, page, {page.judged, page.past}, {page.past}, queue=False)
     on(judging.then, checking.show, page, {page.visit, page.judged}, {page.sanity}, queue=False)
+    return noted
 
 
 def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
