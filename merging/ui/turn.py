@@ -3,7 +3,8 @@ are at it at once is gradio's queue's to see to.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from merging.ui import look
@@ -23,8 +24,11 @@ EVERY = 0.3
 BEFORE = "Another request of yours comes first: this one waits for it."
 
 
-def in_turn(where: str, handler: Handler, *, waits: bool = False) -> Handler:
-    """The same handler, which begins when its turn has come; till then the page's `where` says so.
+def in_turn(
+    where: str, handler: Handler, *, waits: bool = False, holds: Mapping[str, Any] | None = None
+) -> Handler:
+    """A handler that begins when its turn has come; till then the page's `where` says so, and the
+    visit is as what `holds` it says: the handler will go on from the one that it was given now.
 
     A second request of the same page waits in the browser, and is refused here, unless it `waits`:
     see `Pending.request`.
@@ -32,10 +36,15 @@ def in_turn(where: str, handler: Handler, *, waits: bool = False) -> Handler:
 
     @shows_errors(where)
     def begun(page: Page, visitor: Visitor, values: Values) -> Iterator[Updates]:
-        idle(page, values)
+        visit = idle(page, values)
         with page.pending.request(visitor, waits=waits) as (others, end):
+            held = holds if others() else None
+            if held:
+                yield {page.visit: replace(visit, **held)}
             for told in waiting(others):
                 yield {getattr(page, where): look.hint(told)}
+            if held:
+                yield {page.visit: visit}  # free again, as the handler finds it
             going = False
             for updates in handler(page, visitor, values):
                 before, going = going, _going(page, updates, going)

@@ -13,7 +13,7 @@ import pytest
 from merging import gpu
 from merging.chat import Reply
 from merging.errors import MergeError
-from merging.ui import asking, comparing, examining, jobs, kept, sheet
+from merging.ui import asking, comparing, examining, jobs, kept, sheet, turn
 from merging.ui.errors import FAULT, Handler
 from merging.ui.jobs import Made
 from merging.ui.page import Page
@@ -92,6 +92,26 @@ def test_what_fails_after_some_have_begun_is_asked_by_retry(
     assert "is broken" in shown[page.status] and shown[page.question] == ""
     visit = idle(page, shown)
     assert visit.asked == SUM and visit.last("a") == SUM and not visit.last("b")
+
+
+def test_a_page_that_waits_for_another_tab_takes_no_votes(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written down meanwhile would be overwritten by what began before it."""
+    monkeypatch.setattr(turn, "EVERY", 0)
+    monkeypatch.setattr(jobs, "make", breaking)
+    one, other = (Visitor(folders=True, account="me", session=name) for name in ("1", "2"))
+    given, shown = values(page), {}
+    with page.pending.request(one, waits=False):
+        waits = in_turn("progress", asking.merge, holds={"merging": True})(page, other, given)
+        for updates in (next(waits), next(waits)):
+            shown |= updates
+        assert turn.BEFORE in shown[page.progress]
+        with pytest.raises(MergeError, match="A merge is being made"):
+            shown[page.visit].ready()
+    for updates in waits:
+        shown |= updates
+    assert idle(page, {**given, **shown}) == given[page.visit] and FAULT in shown[page.progress]
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,16 @@ def running(page: Page) -> list[Any]:
     known = {page.judged, page.pins, page.sizes}
     merged = {page.progress, page.sanity, *known, *page.answered()}
     past = {page.past, page.listing}
-    merge, recall = in_turn("progress", asking.merge), in_turn("past_status", recalling.chat)
+    merge = in_turn("progress", asking.merge, holds={"merging": True})
+    recall = in_turn("past_status", recalling.chat, holds={"merging": True})
+    pin = in_turn("past_status", recalling.pin, holds={"asking": True})
     merging = [
         on(page.buttons["merge"].click, merge, page, page.asking(), merged, **MERGING,
             **queued(page.progress)),
         on(page.buttons["chat-past"].click, recall, page, {*page.asking(), *past},
             {page.past_status, *merged, *page.filled()}, **MERGING, **queued(page.past_status)),
     ]  # fmt: skip
-    trying.append(requesting(page.buttons["pin-past"], in_turn("past_status", recalling.pin), page,
+    trying.append(requesting(page.buttons["pin-past"], pin, page,
                              {*page.asking(), *past}, {page.past_status, *page.answered()},
                              **ASKING, **queued(page.past_status)))  # fmt: skip
     for name, each in zip(("merge", "chat-past"), merging, strict=True):
@@ -43,7 +45,7 @@ def _trying(page: Page) -> list[Any]:
     buttons, private = page.buttons, {"api_visibility": "private"}
     chats = [column.chat for column in page.columns.values()]
     waiting = {**ASKING, **queued(page.status, *chats)}
-    put = partial(in_turn, "status")
+    put = partial(in_turn, "status", holds={"asking": True})
     ask = put(asking.ask)
     trying = []
     for name, handler, shown in (
@@ -121,6 +123,8 @@ def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
         request: gr.Request,
     ) -> Iterator[Updates]:
         change = partial(asking.edit, slot=slot, place=at.index, text=at.value)
-        yield from handling(in_turn("status", change), page)(values, login, profile, request)
+        yield from handling(in_turn("status", change, holds={"asking": True}), page)(
+            values, login, profile, request
+        )
 
     return edited
