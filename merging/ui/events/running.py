@@ -123,8 +123,7 @@ def _editing(page: Page, slot: str) -> Callable[..., Iterator[Updates]]:
         request: gr.Request,
     ) -> Iterator[Updates]:
         change = partial(asking.edit, slot=slot, place=at.index, text=at.value)
-        yield from handling(in_turn("status", change, holds={"asking": True}), page)(
-            values, login, profile, request
-        )
+        begun = handling(in_turn("status", change, holds={"asking": True}), page)
+        yield from begun(values, login, profile, request)
 
     return edited
