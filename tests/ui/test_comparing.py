@@ -156,9 +156,10 @@ def test_a_question_is_edited_in_its_column(visit: Visit) -> None:
     assert [text.strip() for text in asked.all_inner_texts()] == ["What is 21 + 34?"]
     assert len(playground.answers("b")) == 2
     expect(marks).to_have_count(2)
-    playground.awaited(("merged",))
+    playground.awaited(("b", "merged"))
     _edit(playground, "merged", 1, SUM)
-    playground.finished(("merged",))
+    playground.part("retry-b").click()  # for which this waits
+    playground.finished(("b", "merged"))
     assert playground.answers("merged") == ["65", "65"]
     _edit(playground, "b", 1, "  ")
     expect(playground.part("status").locator(".failure")).to_contain_text("question is empty")
@@ -380,16 +381,23 @@ def test_merge_waits_for_answers(visit: Visit, long_recipe: str) -> None:
     expect(playground.part("listing").locator("label").first).to_contain_text("0.75")
 
 
-def test_a_question_waits_for_a_merge(visit: Visit) -> None:
-    """It is pressed right after Merge, and the merge that is made then answers it too."""
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_question_waits_for_a_merge(visit: Visit, typed: bool) -> None:
+    """It comes right after Merge, by Enter or as an example, and the new merge answers it too; who
+    presses again meanwhile asks once."""
     playground = visit().ready()
-    playground.part("question").locator("textarea").fill(SUM)
+    field = playground.part("question").locator("textarea")
+    field.fill(SUM if typed else "")
     playground.awaited(("a", "b", "merged"))
     playground.part("merge").click()
-    playground.part("question").locator("textarea").press("Enter")
+    for _ in range(3 * typed):
+        field.press("Enter")
+    if not typed:
+        playground.part("examples").get_by_text(SUM).click()
     playground.finished(("a", "b", "merged"))
-    assert playground.answers("merged") == ["65"]
-    assert len(playground.answers("a")) == 1
+    playground.ask(FRENCH)
+    assert playground.answers("merged") == ["65", "la porte blanche"]
+    assert len(playground.answers("a")) == 2
 
 
 def test_an_earlier_merge_stands_beside_the_next(visit: Visit, tmp_path: Path) -> None:
