@@ -11,14 +11,8 @@ from math import isfinite
 from typing import Any
 
 import torch
-from transformers import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
+from merging import sampling
 from merging.conversation import Message, check, context, prompt
 from merging.errors import MergeError
 from merging.loading import Loaded
@@ -31,8 +25,6 @@ TICK = 0.08
 """Seconds between two looks at what the columns have said."""
 HEARTBEAT = 1.0
 """Seconds without a token after which the last reply comes again: who has gone is noticed then."""
-TOP_K = 50
-"""Likeliest tokens that `generate` samples from where a model's own settings do not say."""
 PIECE = 512
 """Tokens of a prompt that are read in one go: others wait so long, and so does Stop."""
 
@@ -213,11 +205,21 @@ class _Column:
             return None
         self.ids = torch.tensor([self.prompt], device=model.device)
         self.ends = _end_tokens(settings, self.loaded.tokenizer)
-        self.warp = _sampling(settings, self.question.temperature)
+        self.warp = self._steps(settings)
         self.random = torch.Generator(model.device).manual_seed(self.question.seed)
         self.reader = self.pasts.reader(model, self.prompt)
         self.new = self.ids[:, self.reader.count :]
         return self.reader
+
+    def _steps(self, settings: Any) -> Any:
+        ends = torch.tensor(sorted(self.ends), dtype=torch.long, device=self.ids.device)
+        try:
+            return sampling.steps(settings, self.question.temperature, self.ids, ends)
+        except (TypeError, ValueError) as error:
+            raise MergeError(
+                f"The generation settings of {self.name} cannot be followed ({error}): choose "
+                "another model."
+            ) from error
 
     def _next(self, reader: Reader) -> int:
         scores = self.warp(self.ids, reader.read(self.new)[:, -1])
@@ -233,17 +235,3 @@ def _end_tokens(settings: Any, tokenizer: Any) -> frozenset[int]:
     ends = settings.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     return frozenset(n for n in [*listed, tokenizer.eos_token_id] if n is not None)
-
-
-def _sampling(settings: Any, temperature: float) -> LogitsProcessorList:
-    """The model's own settings in the order of `generate`; only the temperature is the user's."""
-    steps = LogitsProcessorList()
-    if settings.repetition_penalty not in (None, 1.0):
-        steps.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
-    if temperature > 0:
-        steps.append(TemperatureLogitsWarper(float(temperature)))
-        if top_k := TOP_K if settings.top_k is None else settings.top_k:
-            steps.append(TopKLogitsWarper(top_k))
-        if settings.top_p is not None and settings.top_p < 1:
-            steps.append(TopPLogitsWarper(settings.top_p))
-    return steps

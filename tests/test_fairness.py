@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from merging import chat
 from merging.chat import Question, Reply, answer
 from merging.conversation import tokens_of
+from merging.errors import MergeError
 from merging.loading import Loaded
+from merging.turns import Turns
 from tests.conftest import WORDS
 from tests.decoders import build, tuned
 from tests.test_chat import no_more_than
@@ -62,9 +65,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "TICK", 0.0)
 
 
-def ask(trio: Mapping[str, Loaded], **options: Any) -> dict[str, Reply]:
+def ask(trio: Mapping[str, Loaded], turns: Turns | None = None, **options: Any) -> dict[str, Reply]:
     question = Question({name: asked(LENGTHS[name]) for name in trio}, **options)
-    return {reply.column: reply for reply in answer(question, trio)}
+    return {reply.column: reply for reply in answer(question, trio, turns=turns)}
 
 
 def prompt(name: str, loaded: Loaded) -> torch.Tensor:
@@ -97,6 +100,17 @@ def test_ragged_prompts(trio: dict[str, Loaded]) -> None:
         assert (replies[name].tokens, replies[name].ended) == (TOKENS, "length limit")
 
 
+def test_one_thread_drives_all(trio: dict[str, Loaded]) -> None:
+    """As on a GPU: all passes are one thread's, a token each in turn, and answers stay the same."""
+    ends(trio, None)
+    with passes(trio) as seen:
+        replies = ask(trio, Turns(1), max_new_tokens=TOKENS)
+    assert [name for name, _ in seen] == [*trio] * TOKENS
+    assert len({thread for _, thread in seen}) == 1
+    for name, loaded in trio.items():
+        assert replies[name].text == loaded.tokenizer.decode(generated(name, loaded))
+
+
 @pytest.mark.parametrize("at", [0, 1, 7])
 def test_lists_of_stop_tokens(trio: dict[str, Loaded], at: int) -> None:
     """Any token of a list ends an answer, wherever it comes, and is not part of its text."""
@@ -110,6 +124,46 @@ def test_lists_of_stop_tokens(trio: dict[str, Loaded], at: int) -> None:
         assert replies[name].ended == "end of text"
         assert replies[name].tokens == len(said) - 1
         assert replies[name].text == loaded.tokenizer.decode(said[:-1])
+
+
+RULES: dict[str, Callable[[list[int]], Any]] = {
+    "sequence_bias": lambda said: [[said[:1], -20.0]],
+    "repetition_penalty": lambda _: 1.5,
+    "no_repeat_ngram_size": lambda _: 1,
+    "bad_words_ids": lambda said: [said[:1], said[2:4]],
+    "min_length": lambda _: LENGTHS["a"] + 14,
+    "min_new_tokens": lambda _: 12,
+    "exponential_decay_length_penalty": lambda _: [1, 3.0],
+    "suppress_tokens": lambda said: said[:1],
+    "begin_suppress_tokens": lambda said: said[:1],
+}
+"""Settings that change a greedy answer, by what is said without them."""
+OF_ENDS = ("min_length", "min_new_tokens", "exponential_decay_length_penalty")
+"""Those that say when it may end: without them after six tokens, which others are not to meet."""
+
+
+@pytest.mark.parametrize("setting", list(RULES))
+def test_a_models_own_settings(setting: str) -> None:
+    """What a model's own settings ask for is done as `generate` does it, and makes a difference."""
+    loaded = Loaded.of(tuned(build("llama", **LONG), 1).float().eval(), words())
+    ends({"a": loaded}, None)
+    free = generated("a", loaded)
+    ends({"a": loaded}, free[6] if setting in OF_ENDS else None)
+    plain = ask({"a": loaded}, max_new_tokens=TOKENS)["a"].text
+    setattr(loaded.model.generation_config, setting, RULES[setting](free))
+    said = generated("a", loaded)
+    reply = ask({"a": loaded}, max_new_tokens=TOKENS)["a"]
+    spoken = said[:-1] if reply.ended == "end of text" else said
+    assert reply.text == loaded.tokenizer.decode(spoken)
+    assert reply.text != plain
+
+
+def test_settings_that_cannot_be_followed() -> None:
+    """A model's own settings that make no sense are told in a sentence."""
+    loaded = Loaded.of(build("llama", **LONG).eval(), words())
+    loaded.model.generation_config.repetition_penalty = -1.0
+    with pytest.raises(MergeError, match=r"settings of a cannot be followed .*-1\.0.*: choose"):
+        ask({"a": loaded})
 
 
 def likely(loaded: Loaded, ids: torch.Tensor, **options: Any) -> dict[int, float]:
@@ -133,7 +187,10 @@ def chi_square(seen: Mapping[str, int], wanted: Mapping[str, float]) -> float:
     return (sum((n - e) ** 2 / e for n, e in pairs) - freedom) / math.sqrt(2 * freedom)
 
 
-SETTINGS = ({}, {"top_k": 0}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 12, "top_p": 0.8})
+SETTINGS = (
+    {}, {"top_k": 0}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 12, "top_p": 0.8}, {"min_p": 0.3},
+    {"typical_p": 0.5}, {"epsilon_cutoff": 0.03}, {"eta_cutoff": 0.2}, {"top_h": 0.4},
+)  # fmt: skip
 DRAWS = 400
 
 
@@ -163,19 +220,19 @@ def test_samples_are_transformers_own(settings: dict[str, Any]) -> None:
     assert chi_square(seen, wrong) > 8
 
 
-class Passes:
-    """Counts a model's passes."""
-
-    def __init__(self, trio: Mapping[str, Loaded]) -> None:
-        self.count = 0
-        self.hooks = [m.model.register_forward_pre_hook(self.look) for m in trio.values()]
-
-    def look(self, *_: Any) -> None:
-        self.count += 1
-
-    def end(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+@contextmanager
+def passes(trio: Mapping[str, Loaded]) -> Iterator[list[tuple[str, int]]]:
+    """Whose each pass is, by name and thread, as they come."""
+    seen: list[tuple[str, int]] = []
+    hooks = [
+        loaded.model.register_forward_pre_hook(
+            lambda *_, name=name: seen.append((name, threading.get_ident()))
+        )
+        for name, loaded in trio.items()
+    ]
+    yield seen
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.mark.usefixtures("at_once")
@@ -189,17 +246,16 @@ def test_stop_at_every_point() -> None:
     whole = {name: reply.text for name, reply in ask(trio, max_new_tokens=TOKENS).items()}
     before = set(threading.enumerate())
     question = Question({name: asked(LENGTHS[name]) for name in trio}, TOKENS)
-    passes = Passes(trio)
-    for point in range(40):
-        running = answer(question, trio)
-        said = [reply for _, reply in zip(range(point), running, strict=False)]
-        running.close()  # type: ignore[attr-defined]  # it is a generator
-        count = passes.count
-        assert all(whole[reply.column].startswith(reply.text) for reply in said)
-        assert len(said) == point or len([r for r in said if r.ended]) == len(trio)
-        time.sleep(0.002)
-        assert passes.count == count
-    passes.end()
+    with passes(trio) as seen:
+        for point in range(40):
+            running = answer(question, trio)
+            said = [reply for _, reply in zip(range(point), running, strict=False)]
+            running.close()  # type: ignore[attr-defined]  # it is a generator
+            count = len(seen)
+            assert all(whole[reply.column].startswith(reply.text) for reply in said)
+            assert len(said) == point or len([r for r in said if r.ended]) == len(trio)
+            time.sleep(0.002)
+            assert len(seen) == count
     assert no_more_than(before)
     again = {name: reply.text for name, reply in ask(trio, max_new_tokens=TOKENS).items()}
     assert again == whole

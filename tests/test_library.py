@@ -18,6 +18,7 @@ from merging.library import FINDINGS, Library, NoRoomError, budget
 from merging.loading import Loaded, chat_dtype, load_parent
 from merging.memory import Size
 from merging.opening import open_folder
+from merging.threads import cores
 from tests.conftest import WEIGHTS
 
 MEGABYTE = 10**6
@@ -238,6 +239,12 @@ def test_beside_others_nothing_leaves(pico: dict[str, Path]) -> None:
     with library.beside(a) as again:
         assert again is first
     assert library.has("other") and not any(library.lent.values())
+
+
+def test_a_gpu_has_one_driver() -> None:
+    """On a processor each core answers; on a GPU one thread does for all, whoever asks."""
+    assert Library("cuda", MEGABYTE).turns.count == 1
+    assert Library("cpu", MEGABYTE).turns.count == cores()
 
 
 def test_findings_are_few(library: Library) -> None:

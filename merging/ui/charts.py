@@ -1,4 +1,4 @@
-"""How figures are drawn: maps of layers and modules, lines along the layers, bars, and their marks.
+"""How figures are drawn: maps of layers and modules, lines along layers or a text, bars, and marks.
 
 It knows plotly and colours, and not what the figures say. INK and the like and the models' colours
 follow the page into the dark, where the style sheet puts others in place of these very values. Maps
@@ -7,6 +7,7 @@ fade from nothing into a colour, which reads on either ground.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import plotly.graph_objects as go
@@ -29,6 +30,10 @@ ROW, GAP, FOOT = 18, 34, 40
 """Pixels: a map's row, what is above each map, and what is beneath the last."""
 TICKS = 10
 """Layers that are named at most: more would run into each other on a telephone."""
+LETTERS = 36
+"""Letters beneath a picture at most, for the same reason; a number takes six."""
+MANY = 60
+"""Points of a line from which on they are small."""
 
 Values = Sequence[float | None]
 
@@ -101,6 +106,49 @@ def lines(
     figure.update_xaxes(type="category", showgrid=False, nticks=TICKS)
     most = max([reach, *(v for values in drawn.values() for v in values if v)], default=1)
     figure.update_yaxes(ticksuffix=unit, range=[0, 1.15 * most])
+    return figure
+
+
+@dataclass(frozen=True)
+class Along:
+    """A model's values along a text, and what is told of each where it is pointed at; its colour
+    and points are those of model `number`."""
+
+    name: str
+    number: int
+    values: Values
+    told: Sequence[str]
+
+
+def along(drawn: Sequence[Along], pieces: Sequence[str], *, reach: float) -> go.Figure:
+    """A line a model over a text's pieces, the first of which is 1. The scale goes from 0 to above
+    all values and `reach`. Where a value is None a line has a gap, and a cross beneath it.
+    """
+    figure, places = go.Figure(), [*range(1, len(pieces) + 1)]
+    most = max([reach, *(v for line in drawn for v in line.values if v)])
+    below, gaps = -0.06 * most, False
+    for row, line in enumerate(drawn, 1):
+        colour = COLOURS[line.number]
+        points = {"size": 7 if len(pieces) < MANY else 4, "symbol": SYMBOLS[line.number]}
+        cross = {"size": 8, "symbol": "x-thin", "line": {"color": colour, "width": 2}}
+        crosses = [below * row if value is None else None for value in line.values]
+        gaps |= any(crosses)
+        for values, mode, marker in (
+            (line.values, "lines+markers", points), (crosses, "markers", cross),
+        ):  # fmt: skip
+            figure.add_trace(go.Scatter(
+                x=places, y=values, name=line.name, mode=mode, marker=marker, text=line.told,
+                line={"color": colour, "width": 2}, showlegend=marker is points,
+                hovertemplate=f"{line.name} %{{text}}<extra></extra>",
+            ))  # fmt: skip
+    _dress(figure, 270, top=GAP, bottom=FOOT)
+    figure.update_layout(hovermode="x unified")
+    figure.update_yaxes(range=[below * (1 + len(drawn) * gaps), 1.15 * most])
+    figure.update_xaxes(range=[0.5, len(pieces) + 0.5], showgrid=False)
+    if sum(max(2, len(piece)) for piece in pieces) <= LETTERS:
+        figure.update_xaxes(tickvals=places, ticktext=pieces)
+    else:
+        figure.update_xaxes(tick0=1, dtick=ceil(6 * len(pieces) / LETTERS))
     return figure
 
 

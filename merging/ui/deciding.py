@@ -1,32 +1,25 @@
-"""Where the merged model decides like whom: token by token along its answer, and what each model
-would have said next at one of them.
+"""Where the merged model decides like whom: has all models read its answer, and shows what came of
+it.
 
-It shows what `nexttoken` finds.
+How that is drawn is `likeness`'s affair.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from html import escape
 
 import gradio as gr
 
 from merging import gpu
 from merging.errors import MergeError
 from merging.merge import Progress
-from merging.nexttoken import Choice, Distance, Inspection, NextTokens, Read
-from merging.ui import jobs, look
+from merging.nexttoken import Inspection, NextTokens, Read
+from merging.ui import jobs, likeness, look
 from merging.ui.errors import Updates, Values, shows_errors
 from merging.ui.jobs import Made
 from merging.ui.page import Page
 from merging.ui.progress import followed
 from merging.ui.settings import idle, names
-from merging.ui.visit import PARENTS
 from merging.ui.visitor import Visitor
-
-ALIKE = 0.1
-"""Nats: two parents that differ by less are equally near."""
-FAR = 1.0
-"""Nats: beyond it nobody would have said this as the merged model does."""
 
 
 @dataclass(frozen=True)
@@ -77,73 +70,11 @@ def _looked(page: Page, visitor: Visitor, looked: Looked) -> Iterator[Updates]:
         elif isinstance(event, NextTokens):
             yield {
                 page.looked_into: looked,
-                page.strip: gr.update(value=_strip(event), visible=True),
+                page.strip: gr.update(value=likeness.strip(event), visible=True),
+                **page.along.hung(likeness.curve(event)),
                 page.token: gr.update(
                     value=event.position + 1, maximum=len(event.tokens) + 1, visible=True
                 ),
-                page.bars: _bars(event),
+                page.bars: likeness.bars(event),
                 page.looked_status: "",
             }
-
-
-def _strip(found: NextTokens) -> list[tuple[str, str]]:
-    """Every token, with the parents that are nearest there."""
-    return [
-        (text or " ", _near({slot: along[n] for slot, along in found.distances.items()}))
-        for n, text in enumerate(found.tokens)
-    ]
-
-
-def _near(distances: Mapping[str, Distance]) -> str:
-    """Which parent the merged model is like at one token."""
-    parents = {s: d.nats for s, d in distances.items() if s in PARENTS and d.nats is not None}
-    if not parents:
-        return "not comparable"
-    nearest = min(parents.values())
-    if nearest > FAR:
-        return "neither"
-    like = [slot for slot, nats in parents.items() if nats - nearest < ALIKE]
-    return "all" if len(like) == len(parents) > 1 else " and ".join(map(look.slot_name, like))
-
-
-def _bars(found: NextTokens) -> str:
-    """Five likeliest tokens of every column, and how far each is from the merged one there."""
-    text = found.tokens[found.position] if found.position < len(found.tokens) else None
-    what = "After the last token" if text is None else f"Token {found.position + 1}, “{text}”"
-    said = (found.said, text)
-    columns = "".join(
-        f"<div>{look.column_head(slot, '', _far(found, slot))}{_choices(choices, said)}</div>"
-        for slot, choices in sorted(found.choices.items(), key=lambda item: item[0] == gpu.MERGED)
-    )
-    told = "".join(look.failure(text) for text in found.failed.values())
-    return f'<p class="hint">{escape(what)}: what each would have said</p>{told}' + (
-        f'<div class="nexts">{columns}</div>'
-    )
-
-
-def _far(found: NextTokens, slot: str) -> str:
-    along = found.distances.get(slot, ())
-    if found.position >= len(along):
-        return ""
-    at = along[found.position]
-    unknown = f"{at.missing:.0%} on tokens that the other lacks"
-    if at.nats is None:
-        return f"not comparable: {unknown}"
-    return f"{at.nats:.2f} nats from merged" + (f" · {unknown}" if at.missing >= 0.005 else "")
-
-
-def _choices(choices: tuple[Choice, ...], said: tuple[str | None, str | None]) -> str:
-    """The likeliest, with a mark at what was said: by its name, or by its text if names differ."""
-    name, text = said
-    marks = [" class=said" if c.token == name or c.text == text else "" for c in choices]
-    rows = "".join(
-        f"<li{mark}><code>{_shown(c.text)}</code>"
-        f'<i style="width:{100 * c.probability:.0f}%"></i><b>{c.probability:.0%}</b></li>'
-        for c, mark in zip(choices, marks, strict=True)
-    )
-    return f"<ol>{rows}</ol>"
-
-
-def _shown(text: str) -> str:
-    """Blanks and line ends can be seen."""
-    return escape(text).replace(" ", "␣").replace("\n", "⏎") or "∅"

@@ -4,6 +4,7 @@ What they are is `pictures`' affair; here is only when, and what stands there if
 """
 
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import gradio as gr
 
@@ -42,12 +43,8 @@ def _drawn(page: Page, visit: Visit) -> Updates:
     found = pictures(visit.inside, _titles(visit)) if visit.inside else []
     told = _about(visit.made, bool(visit.inside), bool(found))
     updates: Updates = {page.inside_status: look.hint(told)}
-    for number, frame in enumerate(page.frames):
-        there = number < len(found)
-        updates[frame.box] = gr.update(visible=there)
-        if there:
-            updates[frame.head] = look.caption(found[number])
-            updates[frame.plot] = found[number].figure
+    for frame, picture in zip_longest(page.frames, found):
+        updates |= frame.hung(picture)
     return updates
 
 

@@ -67,6 +67,7 @@ class Page:
     follow: gr.Checkbox
     saved: gr.JSON
     strip: gr.HighlightedText
+    along: Frame
     token: gr.Slider
     bars: gr.HTML
     looked_status: gr.HTML
@@ -177,8 +178,7 @@ class Page:
 
     def pictures(self) -> set[Any]:
         """Outputs of whatever draws what a merge did."""
-        parts = {part for f in self.frames for part in (f.box, f.head, f.plot)}
-        return {self.inside_status, *parts}
+        return {self.inside_status, *(part for frame in self.frames for part in frame.parts())}
 
     def filled(self) -> set[Any]:
         """Outputs of whatever fills the form from a recipe."""

@@ -11,10 +11,37 @@ from merging.chat import MAX_NEW_TOKENS
 from merging.ui import columns, look
 from merging.ui import sheet as sheets
 from merging.ui.jobs import LENGTH
+from merging.ui.pictures import Picture
 from merging.ui.presets import Preset
 
 FRAMES = 6
 """Pictures at most."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a picture hangs."""
+
+    box: gr.Column
+    head: gr.HTML
+    plot: gr.Plot
+
+    def parts(self) -> set[Any]:
+        return {self.box, self.head, self.plot}
+
+    def hung(self, picture: Picture | None) -> dict[Any, Any]:
+        """Updates with a picture in it, or none."""
+        if picture is None:
+            return {self.box: gr.update(visible=False)}
+        shown = gr.update(visible=True)
+        return {self.box: shown, self.head: look.caption(picture), self.plot: picture.figure}
+
+
+def _frame(name: str) -> Frame:
+    with gr.Column(min_width=300, visible=False, elem_classes=["frame"]) as box:
+        head = gr.HTML(elem_classes=["caption"])
+        plot = gr.Plot(show_label=False, container=False, elem_id=name)
+    return Frame(box, head, plot)
 
 
 def small(name: str, label: str) -> gr.Button:
@@ -71,20 +98,13 @@ def deciding(buttons: dict[str, gr.Button]) -> dict[str, Any]:
         label="The merged answer, token by token", show_legend=True, show_inline_category=False,
         combine_adjacent=False, color_map=look.NEAR, visible=False, elem_id="strip",
     )  # fmt: skip
+    with gr.Row(elem_classes=["frames"]):
+        along = _frame("along")
     token = gr.Slider(1, 2, 1, step=1, label="Token", visible=False, elem_id="token")
     return {
-        "strip": strip, "token": token, "bars": gr.HTML(elem_id="bars"),
+        "strip": strip, "along": along, "token": token, "bars": gr.HTML(elem_id="bars"),
         "looked_status": gr.HTML(elem_id="looked-status"), "looked_into": gr.State(None),
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where a picture hangs."""
-
-    box: gr.Column
-    head: gr.HTML
-    plot: gr.Plot
 
 
 def inside() -> dict[str, Any]:
@@ -92,15 +112,8 @@ def inside() -> dict[str, Any]:
     status = gr.HTML(look.hint("What the last merge did to the weights, in pictures."),
                      elem_id="inside-status")  # fmt: skip
     with gr.Row(elem_classes=["frames"]):
-        frames = tuple(_frame(number) for number in range(FRAMES))
+        frames = tuple(_frame(f"picture-{number}") for number in range(FRAMES))
     return {"inside_status": status, "frames": frames, "drawn": gr.State(False)}
-
-
-def _frame(number: int) -> Frame:
-    with gr.Column(min_width=300, visible=False, elem_classes=["frame"]) as box:
-        head = gr.HTML(elem_classes=["caption"])
-        plot = gr.Plot(show_label=False, container=False, elem_id=f"picture-{number}")
-    return Frame(box, head, plot)
 
 
 def given(buttons: dict[str, gr.Button]) -> dict[str, Any]:

@@ -17,6 +17,21 @@ pytestmark = pytest.mark.browser
 SECONDS = 4.0
 """What a piece takes in the slow app."""
 SUM = "What is 38 + 27?"
+FRENCH = "How do you say the white door in French?"
+CURVES = r"""(answer) => {
+    const bare = (text) => text.replace(/\s/g, "");
+    const all = (what) => [...document.querySelectorAll(what)].map(part => part.innerText);
+    const tokens = all("#strip .token-container"), heads = all("#bars .nexts > div");
+    const plot = document.querySelector("#along .js-plotly-plot");
+    const lines = (plot?.data ?? []).filter(line => line.showlegend);
+    return bare(tokens.join("")) === bare(answer)
+        && document.querySelectorAll("#along .scatterlayer .js-line").length === 2
+        && lines.map(line => line.name).join() === "◆ A,● B"
+        && lines.every(({y}, n) => y.length === tokens.length
+            && heads[n].includes(`${y[0].toFixed(2)} nats`));
+}"""
+"""Whether each parent's line goes over all tokens of this answer and begins as the bars say."""
+WIDE = "document.documentElement.scrollWidth > innerWidth"
 
 
 def test_the_merged_answer_token_by_token(visit: Callable[..., Playground]) -> None:
@@ -51,6 +66,20 @@ def test_the_merged_answer_token_by_token(visit: Callable[..., Playground]) -> N
     expect(bars).to_contain_text(f"Token 1, “{said[0]}”")  # by keyboard alone
     shares = [int(share.rstrip("%")) for share in merged.locator("b").all_inner_texts()]
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 102
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_curves_follow_the_answer(visit: Callable[..., Playground], width: int) -> None:
+    """A line a parent over the tokens of the answer looked into, and then over another's."""
+    playground = visit(width=width).ready()
+    playground.merge()
+    playground.unfold("Where the merge decides")
+    expect(playground.part("along")).to_have_count(0)
+    for question in (SUM, FRENCH):
+        playground.ask(question)
+        playground.part("look-into").click()
+        playground.page.wait_for_function(CURVES, arg=playground.answers("merged")[-1])
+    assert not playground.page.evaluate(WIDE)
 
 
 def test_looking_can_be_stopped(browser: Browser, tmp_path: Path) -> None:

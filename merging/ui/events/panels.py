@@ -69,7 +69,8 @@ def answers(page: Page) -> None:
 
 def tokens(page: Page) -> None:
     """Whatever looks into the merged model's answer."""
-    shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status}
+    shown = {page.looked_into, page.strip, page.token, page.bars, page.looked_status,
+             *page.along.parts()}  # fmt: skip
     quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
     waiting = {**LOOKING, **queued(page.looked_status)}
     look_into, choose = (
