@@ -62,8 +62,8 @@ def layout(private: Callable[[gr.Request], bool]) -> Page:
     )
     return Page(
         private=private, pending=Pending(), presets=known, buttons=buttons, visit=gr.State(Visit()),
-        pins=gr.State({}), sizes=gr.State(None), merges=gr.State([]), talk=gr.State((0, 0)),
-        kept=kept, past=past, **parts,
+        pins=gr.State({}), sizes=gr.State(None), merges=gr.JSON([], visible="hidden"),
+        talk=gr.JSON([0, 0], visible="hidden"), kept=kept, past=past, **parts,
     )  # fmt: skip
 
 

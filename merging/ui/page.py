@@ -22,7 +22,8 @@ class Page:
     something; `pins` are the commits at which models were checked. What clicks cost is counted by
     `sizes`, bytes of the recipe's models by pinned name, None until it is checked; `merges`,
     identities of those in columns, with the sizes of their models; and `talk`, how many questions
-    the next merge answers again, and characters of the longest conversation.
+    the next merge answers again, and characters of the longest conversation. The last two are no
+    states, since gradio does not tell the browser when an event that is not queued has changed one.
     """
 
     private: Callable[[gr.Request], bool]
@@ -113,8 +114,8 @@ class Page:
     visit: gr.State
     pins: gr.State
     sizes: gr.State
-    merges: gr.State
-    talk: gr.State
+    merges: gr.JSON
+    talk: gr.JSON
     kept: gr.BrowserState
     past: gr.BrowserState
 

@@ -28,12 +28,11 @@ def unready(tmp_path: Path) -> Iterator[App]:
 
 
 def test_answers_before_the_models_code_is_there(unready: App, tmp_path: Path) -> None:
-    """What comes between the imports and the first answer is little beside them."""
+    """It takes less than three of the processor's seconds beside the imports it cannot avoid."""
     used = unready.processor_seconds()  # it has answered, with the start still under way
     seen = json.loads((tmp_path / "seen").read_text())
     assert not {*HEAVY} & {*seen["modules"]}
-    assert seen["built"] < seen["imports"] / 2
-    assert used < 2 * seen["imports"]
+    assert used - seen["imports"] < 3
 
 
 @pytest.mark.browser

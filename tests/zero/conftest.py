@@ -1,3 +1,3 @@
-"""What lies here runs over the fake device, by `start.py`: elsewhere it cannot even be imported."""
+"""What lies here runs over the fake device, by `start.py`; most cannot be imported elsewhere."""
 
 collect_ignore_glob = ["*.py"]

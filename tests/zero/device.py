@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, urlsplit
 GRANT = {"nvidiaIndex": 0, "nvidiaUUID": "GPU-none", "allowToken": "granted"}
 WARM = {"cold": 0.0, "random": 0.5, "warm": 1.0}
 """How often the last worker may be used again."""
+LUCK = random.Random(0)
 CARD = "Model: NVIDIA RTX PRO 6000 Blackwell Server Edition"
 """As its driver says it on a Space, half of which is lent."""
 LAYER = "spaces.zero.torch"
@@ -70,13 +71,19 @@ class Service(BaseHTTPRequestHandler):
 
 def _grant() -> str:
     warm = WARM[os.environ.get("ZERO_WORKERS", "cold")]
-    return json.dumps(GRANT | {"idle": random.random() < warm})
+    return json.dumps(GRANT | {"idle": LUCK.random() < warm})
 
 
 def _note(request: dict[str, Any]) -> None:
     if path := os.environ.get("ZERO_LOG"):
         with Path(path).open("a", encoding="utf-8") as log:
             log.write(json.dumps(request) + "\n")
+
+
+def requests(log: Path, *paths: str) -> list[dict[str, Any]]:
+    """What was sent, as it was written to a log."""
+    every = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return [request for request in every if request["path"] in paths]
 
 
 def _layer() -> types.ModuleType:
