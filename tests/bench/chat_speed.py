@@ -17,7 +17,6 @@ column has its first token; the peak of memory above the same process before it 
 by the bytes of their weights (only on Linux); seconds that cores worked for it, which say more than
 the clock on a busy machine; and the cores that other programs used meanwhile.
 Figures are medians over the runs, ratios those of one run's chat to the generate that follows it.
-Where others use more than half a core they say little: both ways need all of them.
 The exit code is 1 where a median misses what is asked (FLOORS and MOST below), or a text is not
 generate's in float32; in bf16 texts may part where the two likeliest tokens are nearly equal.
 """
@@ -56,6 +55,8 @@ FLOORS = {"summed tok/s": 1.7, "last column's first token": 8.0}
 """How many times as fast as generate, one model after the other, the chat is to be at least."""
 MOST = 1.15
 """What its peak of memory may be, by the bytes of the weights."""
+QUIET = 0.5
+"""Cores that others may use: above it both ways lack some, and figures say little."""
 COLUMNS = (
     "way", "tokens", "tok/s", "first token s", "last column's first s", "peak by weights",
     "CPU s", "others' cores",
@@ -256,7 +257,9 @@ def judge(runs: Sequence[Seen], dtype: str) -> list[str]:
     if same < len(pairs) and dtype == "float32":
         missed.append("texts differ from generate's")
     if (peak := median(s.peak for s in chats)) > MOST:
-        missed.append(f"memory {peak:.2f} times the weights, {MOST} are allowed")
+        missed.append(f"memory {peak:.3f} times the weights, {MOST} are allowed")
+    if missed and (others := median(s.others for s in runs)) > QUIET:
+        missed.append(f"other programs used {others:.1f} cores meanwhile: repeat it without them")
     return missed
 
 
