@@ -17,7 +17,8 @@ column has its first token; the peak of memory above the same process before it 
 by the bytes of their weights (only on Linux); seconds that cores worked for it, which say more than
 the clock on a busy machine; and the cores that other programs used meanwhile.
 Figures are medians over the runs, ratios those of one run's chat to the generate that follows it.
-Where others use more than half a core they say little: both ways need all of them.
+The exit code is 1 where a median misses what is asked (FLOORS and MOST below), or a text is not
+generate's in float32; in bf16 texts may part where the two likeliest tokens are nearly equal.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ from merging.threads import cores
 from tests.slow import memory, smol
 
 ASKED = ({"role": "user", "content": "Tell a long story about a lighthouse keeper and the sea."},)
+FLOORS = {"summed tok/s": 1.7, "last column's first token": 8.0}
+"""How many times as fast as generate, one model after the other, the chat is to be at least."""
+MOST = 1.15
+"""What its peak of memory may be, by the bytes of the weights."""
+QUIET = 0.5
+"""Cores that others may use: above it both ways lack some, and figures say little."""
 COLUMNS = (
     "way", "tokens", "tok/s", "first token s", "last column's first s", "peak by weights",
     "CPU s", "others' cores",
@@ -233,16 +240,27 @@ def table(runs: Sequence[Seen]) -> None:
         print(f"| {' | '.join([way, *cells])} |")
 
 
-def ratios(runs: Sequence[Seen]) -> None:
+def judge(runs: Sequence[Seen], dtype: str) -> list[str]:
+    """Print how chat and generate compare; returns what is missed, in words."""
     chats, theirs = ([s for s in runs if s.way == way] for way in ("chat", "generate"))
     pairs = list(zip(chats, theirs, strict=True))
     speeds = [a.tokens / a.seconds / (b.tokens / b.seconds) for a, b in pairs]
     lasts = [b.last / a.last for a, b in pairs]
-    for what, values in (("summed tok/s", speeds), ("last column's first token", lasts)):
+    missed = []
+    for (what, floor), values in zip(FLOORS.items(), (speeds, lasts), strict=True):
         print(f"{what}: {median(values):.2f} times as fast as generate, one model after the other "
               f"({', '.join(f'{v:.2f}' for v in values)})")  # fmt: skip
+        if median(values) < floor:
+            missed.append(f"{what} {median(values):.2f} times as fast, {floor} are asked for")
     same = sum(a.text == b.text for a, b in pairs)
     print(f"The same texts in {same} of {len(pairs)} runs.")
+    if same < len(pairs) and dtype == "float32":
+        missed.append("texts differ from generate's")
+    if (peak := median(s.peak for s in chats)) > MOST:
+        missed.append(f"memory {peak:.3f} times the weights, {MOST} are allowed")
+    if missed and (others := median(s.others for s in runs)) > QUIET:
+        missed.append(f"other programs used {others:.1f} cores meanwhile: repeat it without them")
+    return missed
 
 
 def main() -> None:
@@ -271,9 +289,11 @@ def main() -> None:
         runs = measured(folders, given.tokens, given.runs, given.dtype)
     table(runs)
     print()
-    ratios(runs)
+    missed = judge(runs, given.dtype)
     if "llama.cpp" not in ways():
         print("llama.cpp was not measured: `llama_cpp` is not installed.")
+    if missed:
+        raise SystemExit(f"Missed: {'; '.join(missed)}.")
 
 
 if __name__ == "__main__":
