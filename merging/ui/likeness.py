@@ -40,9 +40,10 @@ def _near(distances: Mapping[str, Distance]) -> str:
 
 
 def curve(found: NextTokens) -> Picture | None:
-    """The distance from each parent along the answer; None if none of them could read it."""
+    """The distance from each parent along the answer; None if it has no tokens, or none of them
+    could read it."""
     parents = {slot: found.distances[slot] for slot in PARENTS if slot in found.distances}
-    if not parents:
+    if not (parents and found.tokens):
         return None
     shown = [_shown(text) for text in found.tokens]
     lines = [

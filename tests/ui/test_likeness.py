@@ -85,13 +85,14 @@ def test_gaps_where_nothing_can_be_compared() -> None:
 
 
 def test_a_parent_that_can_never_be_compared() -> None:
-    """It has crosses alone; where no parent could read there is no picture."""
+    """It has crosses alone; where no parent could read, or nothing, there is no picture."""
     picture = curve(seen({"a": [NONE, NONE], "b": [0.1, 0.2]}))
     assert picture is not None
     assert [line.name for line in picture.figure.data if line.showlegend] == ["◆ A", "● B"]
     assert [y is None for y in picture.figure.data[0].y] == [True, True]
     assert "◆ A not comparable at 2 of 2 tokens, up to 34%" in picture.facts
     assert curve(seen({"base": [0.1]})) is None
+    assert curve(NextTokens("merged", 0, (), None, {}, {"a": ()}, {})) is None
 
 
 def test_what_a_text_says_is_text() -> None:
