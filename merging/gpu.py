@@ -67,7 +67,7 @@ def run(job: Job) -> Iterator[Event]:
     It waits until the start is over: a worker must not be forked in the middle of imports.
     """
     for what in readiness.waiting():
-        yield Progress(what, 0, 1, 0.0, 0.0, 0.0, "wait")
+        yield Progress(what, stage="wait")
     try:
         with closing(_on_device(job)) as events:
             for event in _heeding(events, job.stops):

@@ -43,11 +43,11 @@ class Progress:
     """How far a merge is. `share` is 0 to 1 of the elements, `tally` counts outcomes of tensors."""
 
     tensor: str
-    done: int
-    total: int
-    share: float
-    gb_per_s: float
-    seconds_left: float
+    done: int = 0
+    total: int = 1
+    share: float = 0.0
+    gb_per_s: float = 0.0
+    seconds_left: float = 0.0
     stage: str = "merge"
     tally: Mapping[str, int] = field(default_factory=dict)
 

@@ -78,4 +78,4 @@ def told(what: str, steps: Generator[Progress | None, None, Any]) -> Generator[P
             step = next(steps)
         except StopIteration as end:
             return end.value
-        yield step or Progress(what, 0, 1, 0.0, 0.0, 0.0, "score")
+        yield step or Progress(what, stage="score")

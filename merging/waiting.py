@@ -24,7 +24,7 @@ def in_turn(library: Library, steps: Generator[Any, None, T]) -> Generator[Any, 
     with line.joined() as before:
         while count := before(EVERY):
             others = "another merge" if count == 1 else f"{count} other merges"
-            yield Progress(others, 0, 1, 0.0, 0.0, count * line.took, "wait")
+            yield Progress(others, seconds_left=count * line.took, stage="wait")
         return (yield from steps)
 
 
@@ -38,7 +38,7 @@ def patiently(take: Callable[[], Generator[Any, None, T]]) -> Generator[Any, Non
             return (yield from take())
         except NoRoomError:
             pass
-        yield Progress("others' answers", 0, 1, 0.0, 0.0, 0.0, "wait")
+        yield Progress("others' answers", stage="wait")
         time.sleep(EVERY)
 
 

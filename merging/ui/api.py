@@ -91,7 +91,7 @@ def _check(text: str, who: Visitor) -> dict[str, Any]:
 def _merge(text: str, who: Visitor, turn: Iterator[str]) -> Iterator[dict[str, Any]]:
     recipe = Recipe.from_yaml(text)
     for told in turn:
-        yield _progress(Progress(told, 0, 1, 0.0, 0.0, 0.0, "wait"))
+        yield _progress(Progress(told, stage="wait"))
     making = jobs.make(recipe, who)
     try:
         while True:

@@ -27,9 +27,10 @@ BEFORE = "Another request of yours comes first: this one waits for it."
 def in_turn(
     where: str, handler: Handler, *, waits: bool = False, holds: Mapping[str, Any] | None = None
 ) -> Handler:
-    """A handler that begins when its turn has come; till then the page's `where` says so, and the
-    visit is as what `holds` it says: the handler will go on from the one that it was given now.
+    """A handler that begins when its turn has come; till then the page's `where` says so.
 
+    It then goes on from the visit as it is now: meanwhile fields in `holds` mark that as busy, so
+    that nothing is written down which the handler would overwrite.
     A second request of the same page waits in the browser, and is refused here, unless it `waits`:
     see `Pending.request`.
     """

@@ -95,19 +95,26 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+def failing(playground: Playground, broken: str, *questions: str) -> None:
+    """Ask a model that cannot be loaded: the last question stands in the box, none in a column."""
+    playground.pick("a", broken)
+    expect(playground.recipe()).to_contain_text("broken")
+    field = playground.part("question").locator("textarea")
+    for text in questions:
+        field.fill(text)
+        field.press("Enter")
+    expect(playground.held()).to_have_count(0)
+    expect(playground.part("status").locator(".failure")).to_contain_text("broken")
+    expect(field).to_have_value(questions[-1])
+    expect(playground.part("columns").locator("[data-testid=user]")).to_have_count(0)
+
+
 @pytest.mark.browser
 def test_a_question_that_failed_is_asked_once(visit: Visit, broken: str) -> None:
     """It stands in the box again, and in no column until it is asked with success."""
     playground = visit().ready()
-    playground.pick("a", broken)
-    expect(playground.recipe()).to_contain_text("broken")
-    field = playground.part("question").locator("textarea")
-    field.fill(SUM)
-    field.press("Enter")
-    expect(playground.part("status").locator(".failure")).to_contain_text("broken")
-    expect(field).to_have_value(SUM)
+    failing(playground, broken, SUM)
     asked = playground.part("columns").locator("[data-testid=user]")
-    expect(asked).to_have_count(0)
     playground.pick("a", "assets/demo/a")
     expect(playground.recipe()).not_to_contain_text("broken")
     playground.ask(SUM, ("a", "b"))
@@ -118,17 +125,7 @@ def test_a_question_that_failed_is_asked_once(visit: Visit, broken: str) -> None
 @pytest.mark.browser
 def test_a_question_that_waits_is_put_as_typed(visit: Visit, broken: str) -> None:
     """Also where the one before it failed, and was put back into the box."""
-    playground = visit().ready()
-    playground.pick("a", broken)
-    expect(playground.recipe()).to_contain_text("broken")
-    field = playground.part("question").locator("textarea")
-    for text in (SUM, FRENCH):
-        field.fill(text)
-        field.press("Enter")
-    expect(playground.held()).to_have_count(0)
-    expect(playground.part("status").locator(".failure")).to_contain_text("broken")
-    expect(field).to_have_value(FRENCH)
-    assert playground.part("columns").locator("[data-testid=user]").count() == 0
+    failing(visit().ready(), broken, SUM, FRENCH)
 
 
 @pytest.mark.browser

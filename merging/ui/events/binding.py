@@ -23,7 +23,7 @@ def on(
 def requesting(
     button: Any, handler: Handler, page: Page, inputs: set[Any], outputs: set[Any], **options: Any
 ) -> Any:
-    """The same for a button that makes a request of the page."""
+    """Have a button make a request of the page; while another is under way it waits."""
     event = on(button.click, handler, page, inputs, outputs, **options)
     heard(button, event)
     return event
